@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Control plane: decides and applies; moves no weight bytes."""

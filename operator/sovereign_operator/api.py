@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SovereignModel API: its name, the marks it leaves on other objects, and the whole object as a value.
+
+Everything else in the operator takes its names from here. The shape of `spec` stands in `api_spec.py`, that
+of `status` in `api_status.py`; both are re-exported, so that `from sovereign_operator.api import …` is
+enough. `crd.py` turns these models into the CRD, so a description written here is what `kubectl explain`
+prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import Field
+
+from sovereign_operator.api_spec import (
+    RESERVED_ENGINE_ARGS,
+    Accelerator,
+    Adapter,
+    ApiModel,
+    ArtifactSource,
+    Delivery,
+    Device,
+    HuggingFaceSource,
+    Network,
+    NetworkClient,
+    Parallelism,
+    PlacementSpec,
+    SecretKeyRef,
+    SecretRef,
+    ServingSpec,
+    Source,
+    SovereignModelSpec,
+    Toleration,
+    Upgrade,
+    Verification,
+    WorkerResources,
+)
+from sovereign_operator.api_status import (
+    ArtifactStatus,
+    Condition,
+    EgressStatus,
+    MirrorStatus,
+    PlacementStatus,
+    SovereignModelStatus,
+)
+
+GROUP: Final = "sovereign.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "SovereignModel"
+PLURAL: Final = "sovereignmodels"
+SINGULAR: Final = "sovereignmodel"
+SHORT_NAME: Final = "smodel"
+CATEGORY: Final = "sovereign"
+
+FIELD_MANAGER: Final = "sovereign-operator"
+# Ours from the first day: kopf's default finalizer would be shared with every other kopf operator of the
+# cluster.
+FINALIZER: Final = f"{GROUP}/seal"
+
+# On pods of the sealed set, and on nothing else: a mirror or fetch pod that carried it would be sealed too.
+LABEL_MODEL: Final = f"{GROUP}/model"
+LABEL_COMPONENT: Final = f"{GROUP}/component"
+# On the objects we write (RayService, NetworkPolicy, Job, Secret): which SovereignModel they belong to.
+LABEL_OWNER: Final = f"{GROUP}/owner"
+LABEL_OWNER_NAMESPACE: Final = f"{GROUP}/owner-namespace"
+# On mirror pods: a hash, because namespace and name together do not fit a label value.
+LABEL_MIRROR_FOR: Final = f"{GROUP}/mirror-for"
+
+COMPONENT_HEAD: Final = "head"
+COMPONENT_WORKER: Final = "worker"
+COMPONENT_MIRROR: Final = "mirror"
+# The probe's two pods join the sealed set with the sealing issue; the policies already select them.
+COMPONENT_PROBER: Final = "prober"
+COMPONENT_PEER: Final = "peer"
+SEALED_COMPONENTS: Final = (COMPONENT_HEAD, COMPONENT_PEER, COMPONENT_PROBER, COMPONENT_WORKER)
+
+# The hash of what we rendered: an apply is needed when it differs from the live object's.
+ANNOTATION_RENDERED: Final = f"{GROUP}/rendered"
+# Written by a user with any new value: retry a failed mirror at once instead of after the backoff.
+ANNOTATION_RETRY: Final = f"{GROUP}/retry"
+# The full name of the model that a Job serves, for people.
+ANNOTATION_MODEL: Final = f"{GROUP}/model"
+
+MAX_NAME_LENGTH: Final = 40
+
+
+class ObjectMeta(ApiModel):
+    """The part of Kubernetes' object metadata that the operator reads."""
+
+    name: str
+    namespace: str
+    uid: str = ""
+    generation: int = 0
+    resource_version: str = ""
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    finalizers: tuple[str, ...] = ()
+
+
+class SovereignModel(ApiModel):
+    """One open-weight model, mirrored, verified, served and sealed."""
+
+    metadata: ObjectMeta
+    spec: SovereignModelSpec
+    status: SovereignModelStatus = Field(default_factory=SovereignModelStatus)
+
+    @classmethod
+    def parse(cls, body: Mapping[str, Any]) -> SovereignModel:
+        """The object as the API server sent it. Raises pydantic.ValidationError where what is stored is older
+        or newer than this operator understands (the reason for that is `SpecInvalid`)."""
+        return cls.model_validate(body)
+
+    @property
+    def name(self) -> str:
+        return self.metadata.name
+
+    @property
+    def namespace(self) -> str:
+        return self.metadata.namespace
+
+    @property
+    def is_being_deleted(self) -> bool:
+        return self.metadata.deletion_timestamp is not None
+
+    @property
+    def selector(self) -> str:
+        """The label selector of the sealed set, as users type it."""
+        return f"{LABEL_MODEL}={self.name}"
+
+    def owner_reference(self) -> dict[str, Any]:
+        """For children in the model's own namespace, except the sealing policies, which outlive the pods."""
+        return {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "name": self.name,
+            "uid": self.metadata.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+
+
+__all__ = [
+    "ANNOTATION_MODEL",
+    "ANNOTATION_RENDERED",
+    "ANNOTATION_RETRY",
+    "API_VERSION",
+    "CATEGORY",
+    "COMPONENT_HEAD",
+    "COMPONENT_MIRROR",
+    "COMPONENT_PEER",
+    "COMPONENT_PROBER",
+    "COMPONENT_WORKER",
+    "FIELD_MANAGER",
+    "FINALIZER",
+    "GROUP",
+    "KIND",
+    "LABEL_COMPONENT",
+    "LABEL_MIRROR_FOR",
+    "LABEL_MODEL",
+    "LABEL_OWNER",
+    "LABEL_OWNER_NAMESPACE",
+    "MAX_NAME_LENGTH",
+    "PLURAL",
+    "RESERVED_ENGINE_ARGS",
+    "SEALED_COMPONENTS",
+    "SHORT_NAME",
+    "SINGULAR",
+    "VERSION",
+    "Accelerator",
+    "Adapter",
+    "ApiModel",
+    "ArtifactSource",
+    "ArtifactStatus",
+    "Condition",
+    "Delivery",
+    "Device",
+    "EgressStatus",
+    "HuggingFaceSource",
+    "MirrorStatus",
+    "Network",
+    "NetworkClient",
+    "ObjectMeta",
+    "Parallelism",
+    "PlacementSpec",
+    "PlacementStatus",
+    "SecretKeyRef",
+    "SecretRef",
+    "ServingSpec",
+    "Source",
+    "SovereignModel",
+    "SovereignModelSpec",
+    "SovereignModelStatus",
+    "Toleration",
+    "Upgrade",
+    "Verification",
+    "WorkerResources",
+]

@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a user may ask for: the `spec` of a SovereignModel.
+
+The bounds stand here (the CRD repeats them), the rules between fields in `crd_rules.py`. Each description
+says the unit, the default and an example, because `kubectl explain` is the documentation most users read.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+# Set by the operator, or able to reach outside, run code from the repository or open a port.
+RESERVED_ENGINE_ARGS: Final = (
+    "all2all_backend",
+    "allowed_local_media_path",
+    "api_key",
+    "code_revision",
+    "data_parallel_size",
+    "data_parallel_size_local",
+    "distributed_executor_backend",
+    "download_dir",
+    "enable_eplb",
+    "enable_expert_parallel",
+    "enable_lora",
+    "hf_overrides",
+    "hf_token",
+    "host",
+    "load_format",
+    "lora_modules",
+    "max_model_len",
+    "model",
+    "num_redundant_experts",
+    "pipeline_parallel_size",
+    "port",
+    "revision",
+    "served_model_name",
+    "tensor_parallel_size",
+    "tokenizer",
+    "tokenizer_revision",
+    "trust_remote_code",
+)
+
+Glob = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+LabelValue = Annotated[str, StringConstraints(max_length=63)]
+ShortText = Annotated[str, StringConstraints(max_length=1024)]
+SecretName = Annotated[str, StringConstraints(max_length=253)]
+# A Kubernetes quantity in one of the forms people write: 500m, 2, 16Gi.
+Quantity = Annotated[str, StringConstraints(max_length=20, pattern=r"^[0-9]+(m|k|M|G|T|Ki|Mi|Gi|Ti)?$")]
+
+
+class ApiModel(BaseModel):
+    """snake_case in Python, camelCase on the wire; unknown fields are dropped, as the API server does."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
+
+
+class Device(StrEnum):
+    CUDA = "cuda"
+    CPU = "cpu"
+
+
+class SecretRef(ApiModel):
+    """A Secret in the model's namespace."""
+
+    name: SecretName = Field(
+        description="Name of the Secret, in the namespace of the model. Example: vendor-keys"
+    )
+
+
+class SecretKeyRef(SecretRef):
+    """One key of a Secret in the model's namespace."""
+
+    key: Annotated[str, StringConstraints(min_length=1, max_length=253)] = Field(
+        default="token", description="Key within the Secret. Default: token. Example: hf-token"
+    )
+
+
+class HuggingFaceSource(ApiModel):
+    """A repository on a model hub, at one commit."""
+
+    repo: Annotated[str, StringConstraints(max_length=193)] = Field(
+        description=(
+            "Repository as owner/name. It cannot change after creation. Example: "
+            "mistralai/Mixtral-8x7B-Instruct-v0.1"
+        )
+    )
+    revision: Annotated[str, StringConstraints(max_length=64)] = Field(
+        description=(
+            "Commit to mirror: 40 lower-case hex digits, never a branch or tag, because those move. "
+            "Changing it mirrors the new commit while the old one goes on serving. Example: "
+            "41bd4c9e7e4fb318ca40e721131d4933966c2cc1"
+        )
+    )
+    include: list[Glob] = Field(
+        default_factory=list,
+        max_length=32,
+        description=(
+            "Glob patterns of files to take, out of those a model may consist of. Default: all of them. "
+            "Example: [model-*.safetensors, '*.json']"
+        ),
+    )
+    exclude: list[Glob] = Field(
+        default_factory=list,
+        max_length=32,
+        description=(
+            "Glob patterns of files to leave out, applied after include. Default: none. Example: "
+            "[consolidated*]"
+        ),
+    )
+    token_secret_ref: SecretKeyRef | None = Field(
+        default=None,
+        description=(
+            "Secret with an access token for gated repositories. Only the mirror Job sees it, never a model"
+            " pod. Default: anonymous. Example: {name: hub-token, key: token}"
+        ),
+    )
+
+
+class ArtifactSource(ApiModel):
+    """A model artifact that is already in the in-cluster registry, for example loaded from a bundle."""
+
+    reference: Annotated[str, StringConstraints(max_length=384)] = Field(
+        description=(
+            "Repository in the in-cluster registry (without a host) and digest. The digest may change, the "
+            "repository may not. Example: "
+            "models/org/name@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+        )
+    )
+
+
+class Source(ApiModel):
+    """Where the weights come from: exactly one member is set, and which one cannot change after creation."""
+
+    hugging_face: HuggingFaceSource | None = Field(
+        default=None,
+        description=(
+            "A hub repository at one commit, mirrored into the in-cluster registry with every digest "
+            "checked. Needs external sources allowed in the operator's configuration."
+        ),
+    )
+    artifact: ArtifactSource | None = Field(
+        default=None,
+        description="An artifact that is already in the in-cluster registry. Works without any network.",
+    )
+
+
+class Verification(ApiModel):
+    """Whose signatures the artifact must carry before it is served."""
+
+    keys_secret_ref: SecretRef | None = Field(
+        default=None,
+        description=(
+            "Secret whose values are PEM public keys (Ed25519 or ECDSA P-256). Default: digests only, no "
+            "signatures. Example: {name: vendor-keys}"
+        ),
+    )
+    threshold: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description=(
+            "How many of these keys must have signed the artifact. Unit: keys. Default: 1. Example: 2"
+        ),
+    )
+
+
+class Parallelism(ApiModel):
+    """How one replica is spread over accelerators: it takes tensor x pipeline x data of them."""
+
+    tensor: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description=(
+            "Tensor parallelism: accelerators that share every layer. It must divide the model's attention "
+            "heads. Unit: accelerators. Default: 1. Example: 4"
+        ),
+    )
+    pipeline: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description=(
+            "Pipeline parallelism: stages that hold consecutive layers, for models that do not fit one "
+            "node. Unit: stages. Default: 1. Example: 2"
+        ),
+    )
+    data: int = Field(
+        default=1,
+        ge=1,
+        le=256,
+        description=(
+            "Data parallelism inside one replica: ranks that hold the attention layers each and share the "
+            "experts. Unit: ranks. Default: 1. Example: 8"
+        ),
+    )
+    expert: bool = Field(
+        default=False,
+        description=(
+            "Expert parallelism: whole experts are spread over the tensor x data accelerators instead of "
+            "slices of each. Only for mixture-of-experts models. Default: false. Example: true"
+        ),
+    )
+    redundant_experts: int = Field(
+        default=0,
+        ge=0,
+        le=1024,
+        description=(
+            "Extra copies of busy experts for load balancing; needs expert. Unit: experts per model. "
+            "Default: 0 (off). Example: 16"
+        ),
+    )
+    all_to_all: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        default=None,
+        description=(
+            "Kernel that exchanges tokens between experts; needs expert. Default: the engine's choice. "
+            "Example: allgather_reducescatter"
+        ),
+    )
+
+
+class Adapter(ApiModel):
+    """A LoRA adapter that is served beside the base model, under its own model name."""
+
+    name: Annotated[str, StringConstraints(min_length=1, max_length=63)] = Field(
+        description="Name that clients ask for. Example: support-tickets"
+    )
+    reference: Annotated[str, StringConstraints(max_length=384)] = Field(
+        description="Adapter artifact in the in-cluster registry, pinned by digest. "
+        "Example: models/org/adapter@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    )
+
+
+class WorkerResources(ApiModel):
+    """CPU and memory of one worker pod; accelerators follow from the placement."""
+
+    cpu: Quantity | None = Field(
+        default=None,
+        description=(
+            "CPU request of a worker pod. Unit: cores. Default: 4 per accelerator (1 with device cpu). "
+            "Example: '16'"
+        ),
+    )
+    memory: Quantity | None = Field(
+        default=None,
+        description=(
+            "Memory request and limit of a worker pod. Unit: bytes. Default: from the accelerators of the "
+            "pod, or with device cpu from the size of the weights. Example: 64Gi"
+        ),
+    )
+
+
+class ServingSpec(ApiModel):
+    """How the model is served."""
+
+    image: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
+        description=(
+            "Serving image, pinned by digest unless the operator allows tags. Example: "
+            "registry.example/sovereign-serving@sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+        )
+    )
+    device: Device = Field(
+        default=Device.CUDA,
+        description=(
+            "What the engine computes on. cpu is for trials and tests with tiny models. Default: cuda. "
+            "Example: cpu"
+        ),
+    )
+    replicas: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description=(
+            "Copies of the model, each with its own tensor x pipeline x data accelerators. Unit: replicas. "
+            "Default: 1. Example: 2"
+        ),
+    )
+    parallelism: Parallelism | None = Field(
+        default=None,
+        description=(
+            "How one replica is spread over accelerators. Default: the operator chooses from the model's "
+            "facts and the accelerators' memory, and says what and why in status.placement. Example: "
+            "{tensor: 4, expert: true}"
+        ),
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=1,
+        le=16777216,
+        description=(
+            "Longest context, prompt and answer together. Unit: tokens. Default: what the model was made "
+            "for. Example: 131072"
+        ),
+    )
+    engine_args: dict[str, ShortText] = Field(
+        default_factory=dict,
+        max_length=64,
+        description=(
+            "Further vLLM engine arguments by their Python names; each value is a string that holds a YAML "
+            "scalar. What the operator sets itself, and what could reach outside, is refused. Default: "
+            "none. Example: {gpu_memory_utilization: '0.92', enforce_eager: 'true'}"
+        ),
+    )
+    adapters: list[Adapter] = Field(
+        default_factory=list,
+        max_length=16,
+        description="LoRA adapters served beside the model. Default: none.",
+    )
+    resources: WorkerResources = Field(
+        default_factory=WorkerResources,
+        description=(
+            "CPU and memory of each worker pod. Default: derived from the placement. Example: {cpu: '16', "
+            "memory: 256Gi}"
+        ),
+    )
+
+
+class Accelerator(ApiModel):
+    """Which accelerators, and how many of a node."""
+
+    resource: Annotated[str, StringConstraints(min_length=1, max_length=253)] = Field(
+        default="nvidia.com/gpu",
+        description=(
+            "Extended resource that stands for one accelerator. Default: nvidia.com/gpu. Example: amd.com/gpu"
+        ),
+    )
+    product: LabelValue | None = Field(
+        default=None,
+        description=(
+            "Product that a node's label must name exactly (the label is set in the operator's "
+            "configuration, by default nvidia.com/gpu.product). Default: any product. Example: NVIDIA-H200"
+        ),
+    )
+    per_node: int | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description=(
+            "Accelerators that one worker pod takes from its node. Unit: accelerators. Default: as many as "
+            "a node has, but no more than a replica needs. Example: 8"
+        ),
+    )
+
+
+class Toleration(ApiModel):
+    """A node taint that the model's pods accept."""
+
+    key: Annotated[str, StringConstraints(max_length=316)] | None = Field(
+        default=None,
+        description=(
+            "Key of the taint; absent with operator Exists accepts every taint. Example: nvidia.com/gpu"
+        ),
+    )
+    operator: Literal["Equal", "Exists"] = Field(
+        default="Equal",
+        description="Equal compares the value, Exists accepts any. Default: Equal. Example: Exists",
+    )
+    value: LabelValue | None = Field(
+        default=None, description="Value of the taint, with operator Equal. Example: inference"
+    )
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Effect of the taint. Default: every effect. Example: NoSchedule"
+    )
+
+
+class PlacementSpec(ApiModel):
+    """On which nodes the workers run. The head carries no accelerator; it obeys the selector too."""
+
+    accelerator: Accelerator = Field(
+        default_factory=Accelerator,
+        description="Which accelerators, and how many of a node. Example: {product: NVIDIA-H200, perNode: 8}",
+    )
+    node_selector: dict[str, LabelValue] = Field(
+        default_factory=dict,
+        max_length=16,
+        description=(
+            "Node labels that all pods of the model ask for. Default: none. Example: "
+            "{topology.kubernetes.io/zone: a}"
+        ),
+    )
+    tolerations: list[Toleration] = Field(
+        default_factory=list,
+        max_length=16,
+        description=(
+            "Taints that all pods of the model accept. Default: none. Example: [{key: nvidia.com/gpu, "
+            "operator: Exists}]"
+        ),
+    )
+
+
+class Delivery(ApiModel):
+    """How the weights reach a node."""
+
+    mode: Literal["ephemeral", "nodeCache"] = Field(
+        default="ephemeral",
+        description=(
+            "ephemeral: each pod pulls and checks them before it starts. nodeCache: once per node, shared "
+            "by pods (not available in this version). Default: ephemeral. Example: ephemeral"
+        ),
+    )
+
+
+class NetworkClient(ApiModel):
+    """Pods that may call the model's endpoint."""
+
+    namespace: LabelValue | None = Field(
+        default=None, description="Their namespace. Default: the namespace of the model. Example: chat"
+    )
+    pod_labels: dict[str, LabelValue] = Field(
+        default_factory=dict,
+        max_length=8,
+        description="Labels that they carry. Default: every pod of the namespace. Example: {app: assistant}",
+    )
+
+
+class Network(ApiModel):
+    """Who may reach the model. Its pods never reach anything outside; there is no field that opens egress."""
+
+    clients: list[NetworkClient] = Field(
+        default_factory=list,
+        max_length=32,
+        description=(
+            "Pods that may call port 8000. Default: none. Example: [{namespace: chat, podLabels: {app: "
+            "assistant}}]"
+        ),
+    )
+    on_leak: Literal["Isolate", "Report"] = Field(
+        default="Isolate",
+        description=(
+            "What happens when a probe proves a way out: Isolate stops the pods, Report only says so. "
+            "Default: Isolate. Example: Report"
+        ),
+    )
+
+
+class Upgrade(ApiModel):
+    """How a changed revision or image is rolled out."""
+
+    strategy: Literal["recreate", "newCluster"] = Field(
+        default="recreate",
+        description=(
+            "recreate: stop, then start the new one. newCluster: start the new one beside the old, which "
+            "needs twice the accelerators for a while. Default: recreate. Example: newCluster"
+        ),
+    )
+
+
+class SovereignModelSpec(ApiModel):
+    """What is wanted."""
+
+    source: Source = Field(
+        description="Where the weights come from: exactly one of huggingFace and artifact."
+    )
+    verification: Verification = Field(
+        default_factory=Verification,
+        description="Whose signatures the artifact must carry. Default: digests only.",
+    )
+    serving: ServingSpec = Field(
+        description="How the model is served: image, replicas, parallelism, engine arguments."
+    )
+    placement: PlacementSpec = Field(
+        default_factory=PlacementSpec,
+        description="On which nodes and accelerators. Default: any nvidia.com/gpu.",
+    )
+    delivery: Delivery = Field(
+        default_factory=Delivery, description="How the weights reach a node. Default: ephemeral."
+    )
+    network: Network = Field(default_factory=Network, description="Who may reach the model. Default: nobody.")
+    upgrade: Upgrade = Field(
+        default_factory=Upgrade, description="How a change is rolled out. Default: recreate."
+    )
+    suspend: bool = Field(
+        default=False,
+        description=(
+            "Stop the pods and keep everything else; Ready is then False with reason Suspended. Default: "
+            "false. Example: true"
+        ),
+    )

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operator reports: the `status` of a SovereignModel. The words in it come from `reasons.py`.
+
+No clients and no decisions: `status.py` computes these values, one request to `/status` writes them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from sovereign_operator.api_spec import ApiModel
+
+Text = Annotated[str, StringConstraints(max_length=1024)]
+LongText = Annotated[str, StringConstraints(max_length=32768)]
+
+
+class Condition(ApiModel):
+    """One statement about the model, in the shape of Kubernetes' own conditions."""
+
+    type: Annotated[str, StringConstraints(max_length=316)] = Field(
+        description=(
+            "What the statement is about: Ready, Reconciling, Stalled, Verified, Mirrored, Placed, Serving "
+            "or EgressSealed."
+        )
+    )
+    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
+    reason: Annotated[str, StringConstraints(max_length=1024)] = Field(
+        description="One stable CamelCase word for programs. Example: NoMatchingNodes"
+    )
+    message: LongText = Field(default="", description="One sentence for people: expected, found, what to do.")
+    last_transition_time: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        default=None, description="When the status last changed, RFC 3339. Example: '2026-01-31T12:00:00Z'"
+    )
+    observed_generation: int = Field(
+        default=0, ge=0, description="The metadata.generation that this statement is about."
+    )
+
+
+class ArtifactStatus(ApiModel):
+    """The artifact in the in-cluster registry that is served or about to be."""
+
+    reference: Text = Field(default="", description="Repository and digest in the in-cluster registry.")
+    digest: Text = Field(default="", description="Digest of the artifact's manifest. Example: sha256:9f86…")
+    bytes: int = Field(default=0, ge=0, description="Size of all files. Unit: bytes.")
+    files: int = Field(default=0, ge=0, description="Number of files.")
+    revision: Text = Field(default="", description="Commit it was mirrored from.")
+
+
+class MirrorStatus(ApiModel):
+    """Progress of a running mirror; absent when none runs. Written at most every 10 seconds."""
+
+    bytes_done: int = Field(default=0, ge=0, description="Bytes in the registry so far. Unit: bytes.")
+    bytes_total: int = Field(default=0, ge=0, description="Bytes to mirror, 0 while unknown. Unit: bytes.")
+    files_done: int = Field(default=0, ge=0, description="Files in the registry so far.")
+    files_total: int = Field(default=0, ge=0, description="Files to mirror, 0 while unknown.")
+    file: Text = Field(default="", description="A file that is being sent now.")
+    phase: Text = Field(default="", description="What the mirror is doing, in its own words.")
+
+
+class PlacementStatus(ApiModel):
+    """What the planner chose, and why."""
+
+    tensor: int = Field(default=0, ge=0, description="Tensor parallelism in use. Unit: accelerators.")
+    pipeline: int = Field(default=0, ge=0, description="Pipeline stages in use.")
+    data: int = Field(default=0, ge=0, description="Data-parallel ranks of a replica.")
+    expert: bool = Field(default=False, description="Whether experts are spread over the accelerators.")
+    replicas: int = Field(default=0, ge=0, description="Copies of the model.")
+    accelerators_per_worker: int = Field(default=0, ge=0, description="Accelerators in each worker pod.")
+    workers: int = Field(default=0, ge=0, description="Worker pods of a replica.")
+    nodes: list[Text] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Nodes that could take the workers when this was chosen (at most 64).",
+    )
+    why: LongText = Field(default="", description="Why this and nothing else, in sentences.")
+
+
+class EgressStatus(ApiModel):
+    """What the probe found about ways out."""
+
+    policy_hash: Text = Field(default="", description="Hash of the network policies in force.")
+    isolated: bool = Field(default=False, description="Whether the pods were stopped after a proven leak.")
+
+
+class SovereignModelStatus(ApiModel):
+    """What is."""
+
+    observed_generation: int = Field(
+        default=0, ge=0, description="The metadata.generation that this status describes."
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list, max_length=16, description="Statements about the model, one per type."
+    )
+    model: Text = Field(
+        default="", description="What is asked for, short. Example: mistralai/Mixtral-8x7B-v0.1@41bd4c9"
+    )
+    artifact: ArtifactStatus | None = Field(
+        default=None, description="The artifact in the in-cluster registry."
+    )
+    serving_artifact: Text = Field(
+        default="",
+        description=(
+            "Digest that is served now; differs from artifact.digest while a new revision is being prepared."
+        ),
+    )
+    mirror: MirrorStatus | None = Field(default=None, description="Progress of a running mirror.")
+    placement: PlacementStatus | None = Field(default=None, description="What the planner chose, and why.")
+    egress: EgressStatus | None = Field(default=None, description="What is known about ways out.")
+    endpoint: Text = Field(
+        default="",
+        description=(
+            "OpenAI-compatible base address inside the cluster. Example: "
+            "http://x-serve-svc.models.svc:8000/v1"
+        ),
+    )
+    ready_replicas: int = Field(default=0, ge=0, description="Copies of the model that answer now.")
+    replicas: int = Field(default=0, ge=0, description="Copies of the model that are wanted.")
+    selector: Text = Field(
+        default="", description="Label selector of the model's pods. Example: sovereign.dev/model=mixtral"
+    )

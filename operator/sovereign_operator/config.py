@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the platform team decided once for the whole cluster: the operator's configuration file.
+
+The chart renders it into the ConfigMap `sovereign-operator-config`; `main.py` loads it at start and passes
+the value on. Builders and the planner take it as an argument, nothing reads it from a global.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+CONFIG_ENVIRONMENT: Final = "SOVEREIGN_CONFIG"
+DEFAULT_CONFIG_PATH: Final = Path("/etc/sovereign/config.yaml")
+
+
+class ConfigModel(BaseModel):
+    """camelCase in the file; a misspelt key is an error at start, not a setting without effect."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
+
+
+class RegistryConfig(ConfigModel):
+    """The in-cluster registry: two listeners over one volume."""
+
+    host: str = Field(description="Read-only listener, as pods reach it (host:port).")
+    writer: str = Field(description="Authenticated listener for the mirror Job (host:port).")
+    plain_http: bool = False
+    ca_config_map: str | None = Field(
+        default=None,
+        description="ConfigMap with ca.crt, in the system namespace and in each model namespace.",
+    )
+    push_secret: str = Field(
+        default="sovereign-registry-push", description="Docker config JSON Secret in the system namespace."
+    )
+
+
+class ExternalSources(ConfigModel):
+    """Whether models may be mirrored from a hub at all."""
+
+    allowed: bool = False
+    endpoint: str = "https://huggingface.co"
+    ca_config_map: str | None = Field(
+        default=None,
+        description="ConfigMap with ca.crt in the system namespace, for a hub with a private CA.",
+    )
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """TCP ports that a mirror pod needs: the endpoint's own, and 443 for the CDN that it redirects to."""
+        parts = urlsplit(self.endpoint)
+        own = parts.port or (80 if parts.scheme == "http" else 443)
+        return tuple(sorted({own, 443}))
+
+
+class ImagesConfig(ConfigModel):
+    airgap: str = Field(description="Data plane image of mirror Jobs and init containers.")
+    require_digest: bool = Field(default=True, description="Refuse serving images that are named by a tag.")
+
+
+class PodGroup(ConfigModel):
+    """Pods of the platform that policies name: a namespace and labels."""
+
+    namespace: str
+    pod_labels: dict[str, str] = Field(default_factory=dict)
+
+
+class KubeRayConfig(PodGroup):
+    namespace: str = "kuberay-system"
+    pod_labels: dict[str, str] = Field(default_factory=lambda: {"app.kubernetes.io/name": "kuberay-operator"})
+    ray_version: str = Field(
+        default="2.60.0",
+        description="Ray version of the serving images; KubeRay wants it for token authentication.",
+    )
+
+
+class DnsConfig(PodGroup):
+    namespace: str = "kube-system"
+    pod_labels: dict[str, str] = Field(default_factory=lambda: {"k8s-app": "kube-dns"})
+
+
+class PrometheusConfig(ConfigModel):
+    namespace: str | None = Field(
+        default=None, description="Namespace that may scrape port 8080; none may if unset."
+    )
+
+
+class RegistryPods(ConfigModel):
+    """The registry's pods, for policies. Unset: the registry runs outside the cluster and needs `cidrs`."""
+
+    namespace: str | None = None
+    labels: dict[str, str] = Field(default_factory=lambda: {"app.kubernetes.io/name": "sovereign-registry"})
+
+
+class OperatorConfig(ConfigModel):
+    """The whole file."""
+
+    system_namespace: str = "sovereign-system"
+    watch_namespaces: tuple[str, ...] = Field(default=(), description="Empty: all namespaces (cluster mode).")
+    registry: RegistryConfig
+    external_sources: ExternalSources = Field(default_factory=ExternalSources)
+    images: ImagesConfig
+    seal: Literal["Report", "Required"] = "Report"
+    product_label: str = "nvidia.com/gpu.product"
+    kuberay: KubeRayConfig = Field(default_factory=KubeRayConfig)
+    dns: DnsConfig = Field(default_factory=DnsConfig)
+    prometheus: PrometheusConfig = Field(default_factory=PrometheusConfig)
+    registry_pods: RegistryPods = Field(default_factory=RegistryPods)
+    cluster_domain: str = "cluster.local"
+    resync_seconds: int = Field(default=300, ge=1)
+
+
+def parse_config(text: str) -> OperatorConfig:
+    """The configuration from YAML. Raises pydantic.ValidationError with the path of each wrong key."""
+    return OperatorConfig.model_validate(yaml.safe_load(text) or {})
+
+
+def load_config(environment: Mapping[str, str] = os.environ) -> OperatorConfig:
+    """The configuration from the file that SOVEREIGN_CONFIG names, or from its usual place."""
+    return parse_config(
+        Path(environment.get(CONFIG_ENVIRONMENT, str(DEFAULT_CONFIG_PATH))).read_text(encoding="utf-8")
+    )

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What passes between observing, deciding and reporting: frozen values without behaviour of their own.
+
+`observe.py`, `registry.py` and `cluster.py` make them, `placement.py`, `desired/` and `status.py` take them.
+Nothing here reads anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sovereign_airgap.facts import ModelFacts
+
+# A Kubernetes object as plain data, the way it is rendered and applied.
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A complete model artifact in the in-cluster registry."""
+
+    reference: str  # models/org/name@sha256:… (no host)
+    digest: str
+    bytes: int
+    files: int
+    revision: str = ""
+    facts: ModelFacts | None = None
+
+    @property
+    def repository(self) -> str:
+        return self.reference.partition("@")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Taint:
+    key: str
+    value: str
+    effect: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What the planner knows of a node. `allocatable` holds extended resources only, not cpu or memory."""
+
+    name: str
+    ready: bool = True
+    schedulable: bool = True
+    labels: Mapping[str, str] = field(default_factory=dict)
+    taints: tuple[Taint, ...] = ()
+    allocatable: Mapping[str, int] = field(default_factory=dict)
+    product: str | None = None  # value of the configured product label
+    # Accelerators already requested by other pods, where the operator knows; nodes are all it may list, so
+    # usually {}.
+    requested: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_node(cls, node: Mapping[str, Any], product_label: str) -> NodeFacts:
+        """From a Node object as the API server sent it."""
+        metadata, spec, status = node["metadata"], node.get("spec") or {}, node.get("status") or {}
+        labels = metadata.get("labels") or {}
+        return cls(
+            name=metadata["name"],
+            ready=any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions") or ()),
+            schedulable=not spec.get("unschedulable", False),
+            labels=dict(labels),
+            taints=tuple(
+                Taint(key=t["key"], value=t.get("value", ""), effect=t["effect"])
+                for t in spec.get("taints") or ()
+            ),
+            allocatable={
+                name: int(amount)
+                for name, amount in (status.get("allocatable") or {}).items()
+                if "/" in name and str(amount).isdecimal()
+            },
+            product=labels.get(product_label),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What the planner decided. Worker pods in all: replicas x workers."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    expert: bool
+    replicas: int
+    accelerators_per_worker: int
+    workers: int  # worker pods of one replica
+    ranks_per_worker: int  # data-parallel ranks in one worker pod; 0 where one rank spans several workers
+    redundant_experts: int = 0
+    all_to_all: str | None = None
+    nodes: tuple[str, ...] = ()  # candidates, sorted; the scheduler picks
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaceable:
+    """Why there is no placement: a reason from `reasons.py`, and what was looked for and found."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorProgress:
+    """What a mirror pod answers on :8090/progress."""
+
+    bytes_done: int = 0
+    bytes_total: int = 0
+    files_done: int = 0
+    files_total: int = 0
+    file: str = ""
+    phase: str = ""
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> MirrorProgress:
+        return cls(
+            bytes_done=int(body.get("bytesDone", 0)),
+            bytes_total=int(body.get("bytesTotal", 0)),
+            files_done=int(body.get("filesDone", 0)),
+            files_total=int(body.get("filesTotal", 0)),
+            file=str(body.get("file") or ""),
+            phase=str(body.get("phase") or ""),
+        )

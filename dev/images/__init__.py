@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the images of images/*/Containerfile and pushes them to the registry of the embedded cluster.
+
+An image is rebuilt only when its inputs changed, and pushed only when the registry lacks its digest.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from dev.images.build import BuildFailed, archive, build_and_push
+from dev.images.catalogue import CATALOGUE, Image
+
+__all__ = ["CATALOGUE", "BuildFailed", "Image", "add_parser", "archive", "build_and_push"]
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Registers `images` with the dispatcher of `python -m dev`."""
+    parser = subparsers.add_parser("images", help="build the images and push them to a registry")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(CATALOGUE)}; default: those of the demo"
+    )
+    parser.add_argument("--registry", required=True, metavar="HOST:PORT", help="it must speak plain HTTP")
+    parser.set_defaults(run=_run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    names = arguments.names or ["operator", "airgap", "registry", "serving-cpu", "demo-hub"]
+    try:
+        references = build_and_push(names, arguments.registry, progress=lambda line: print(line, flush=True))
+    except BuildFailed as failure:
+        print(failure)
+        return 1
+    for name, reference in references.items():
+        print(f"{name}\t{reference}")
+    return 0

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The SovereignModel API: its name, the marks it leaves on other objects, and the whole object as a value.
 
-Everything else in the operator takes its names from here. The shape of `spec` stands in `api_spec.py`, that
-of `status` in `api_status.py`; both are re-exported, so that `from sovereign_operator.api import …` is
-enough. `crd.py` turns these models into the CRD, so a description written here is what `kubectl explain`
-prints.
+Everything else in the operator takes its names from here. The shape of `spec` stands in `api_spec.py` and
+`api_serving.py`, that of `status` in `api_status.py`; all of it is re-exported, so that `from
+sovereign_operator.api import …` is enough. `crd.py` turns these models into the CRD, so a description written
+here is what `kubectl explain` prints.
 """
 
 from __future__ import annotations
@@ -14,28 +14,32 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from sovereign_operator.api_spec import (
+from sovereign_operator.api_fields import ApiModel
+from sovereign_operator.api_serving import (
+    RESERVED_ENGINE_ARG_PREFIX,
     RESERVED_ENGINE_ARGS,
-    Accelerator,
     Adapter,
-    ApiModel,
+    AllToAll,
+    Device,
+    Parallelism,
+    ServingSpec,
+    WorkerResources,
+)
+from sovereign_operator.api_spec import (
+    Accelerator,
     ArtifactSource,
     Delivery,
-    Device,
     HuggingFaceSource,
     Network,
     NetworkClient,
-    Parallelism,
     PlacementSpec,
     SecretKeyRef,
     SecretRef,
-    ServingSpec,
     Source,
     SovereignModelSpec,
     Toleration,
     Upgrade,
     Verification,
-    WorkerResources,
 )
 from sovereign_operator.api_status import (
     ArtifactStatus,
@@ -83,6 +87,14 @@ ANNOTATION_RENDERED: Final = f"{GROUP}/rendered"
 ANNOTATION_RETRY: Final = f"{GROUP}/retry"
 # The full name of the model that a Job serves, for people.
 ANNOTATION_MODEL: Final = f"{GROUP}/model"
+
+# Stamped on the RayService beside what is rendered; KubeRay copies them to a RayCluster when it creates one,
+# so they tell which rendering, which weights and which placement a running cluster has.
+ANNOTATION_CLUSTER: Final = f"{GROUP}/cluster"
+ANNOTATION_ARTIFACT: Final = f"{GROUP}/artifact"
+ANNOTATION_PLACEMENT: Final = f"{GROUP}/placement"
+# On a mirror Job: the how-manieth try it is.
+ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
 
 MAX_NAME_LENGTH: Final = 40
 
@@ -145,7 +157,11 @@ class SovereignModel(ApiModel):
 
 
 __all__ = [
+    "ANNOTATION_ARTIFACT",
+    "ANNOTATION_ATTEMPT",
+    "ANNOTATION_CLUSTER",
     "ANNOTATION_MODEL",
+    "ANNOTATION_PLACEMENT",
     "ANNOTATION_RENDERED",
     "ANNOTATION_RETRY",
     "API_VERSION",
@@ -167,12 +183,14 @@ __all__ = [
     "MAX_NAME_LENGTH",
     "PLURAL",
     "RESERVED_ENGINE_ARGS",
+    "RESERVED_ENGINE_ARG_PREFIX",
     "SEALED_COMPONENTS",
     "SHORT_NAME",
     "SINGULAR",
     "VERSION",
     "Accelerator",
     "Adapter",
+    "AllToAll",
     "ApiModel",
     "ArtifactSource",
     "ArtifactStatus",

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from sovereign_operator.api_spec import ApiModel
+from sovereign_operator.api_fields import ApiModel
 
 Text = Annotated[str, StringConstraints(max_length=1024)]
 LongText = Annotated[str, StringConstraints(max_length=32768)]
@@ -49,7 +49,7 @@ class ArtifactStatus(ApiModel):
 
 
 class MirrorStatus(ApiModel):
-    """Progress of a running mirror; absent when none runs. Written at most every 10 seconds."""
+    """Progress of a mirror that runs or is tried again. Progress is written at most every 10 s."""
 
     bytes_done: int = Field(default=0, ge=0, description="Bytes in the registry so far. Unit: bytes.")
     bytes_total: int = Field(default=0, ge=0, description="Bytes to mirror, 0 while unknown. Unit: bytes.")
@@ -57,6 +57,12 @@ class MirrorStatus(ApiModel):
     files_total: int = Field(default=0, ge=0, description="Files to mirror, 0 while unknown.")
     file: Text = Field(default="", description="A file that is being sent now.")
     phase: Text = Field(default="", description="What the mirror is doing, in its own words.")
+    attempt: int = Field(default=0, ge=0, description="The how-manieth try this is.")
+    next_attempt: Text | None = Field(
+        default=None,
+        description="After a failure: when it is tried again, RFC 3339. Example: '2026-01-31T12:00:30Z'",
+    )
+    job: Text = Field(default="", description="Name of the mirror Job, in the operator's namespace.")
 
 
 class PlacementStatus(ApiModel):

@@ -115,6 +115,11 @@ class OperatorConfig(ConfigModel):
     registry_pods: RegistryPods = Field(default_factory=RegistryPods)
     cluster_domain: str = "cluster.local"
     resync_seconds: int = Field(default=300, ge=1)
+    deletion_seconds: int = Field(
+        default=600,
+        ge=1,
+        description="How long a deletion waits for the model's pods before it lets go and leaves the policies.",
+    )
 
 
 def parse_config(text: str) -> OperatorConfig:

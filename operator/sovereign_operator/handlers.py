@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kopf decorators, no decisions: every event becomes a key in the work queue, every child an entry in an index.
+
+There are no create, update or delete handlers (they would write annotations), no timers and no daemons (they
+would bring kopf's own finalizer and give it up even when our cleanup failed): what has to be done is found out
+by looking at the world, in `reconcile.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import kopf
+
+from sovereign_operator import api
+from sovereign_operator.indices import Indices, Key, NodeWatch, owner_of, plain
+from sovereign_operator.values import Manifest
+from sovereign_operator.workqueue import WorkQueue
+
+MODELS = (api.GROUP, api.VERSION, api.PLURAL)
+POLICIES = ("networking.k8s.io", "v1", "networkpolicies")
+RAY_SERVICES = ("ray.io", "v1", "rayservices")
+RAY_CLUSTERS = ("ray.io", "v1", "rayclusters")
+JOBS = ("batch", "v1", "jobs")
+PODS = ("", "v1", "pods")
+NODES = ("", "v1", "nodes")
+# Children carry the owner's label, pods the role's: everything else of these kinds is never sent to us.
+SELECTED = {
+    POLICIES: api.LABEL_OWNER,
+    RAY_SERVICES: api.LABEL_OWNER,
+    RAY_CLUSTERS: api.LABEL_OWNER,
+    JOBS: api.LABEL_OWNER,
+    PODS: api.LABEL_COMPONENT,
+}
+
+
+def settings_for(settings: kopf.OperatorSettings) -> None:
+    """kopf reduced to watching: nothing of it is written into anybody's object."""
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.queueing.worker_limit = None  # with indices a limit deadlocks at start
+    settings.persistence.finalizer = api.FINALIZER
+    settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=api.GROUP)
+    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=api.GROUP)
+    settings.networking.request_timeout = 30.0
+    settings.networking.connect_timeout = 10.0
+    for (group, version, plural), label in SELECTED.items():
+        settings.watching.label_selectors[group, version, plural] = label
+
+
+def registry(queue: WorkQueue[Key], indices: Indices, nodes: NodeWatch) -> kopf.OperatorRegistry:
+    """All handlers, bound to this queue and these indices."""
+    handlers = kopf.OperatorRegistry()
+    _activities(handlers, indices)
+    _models(handlers, queue)
+    _nodes(handlers, nodes)
+    for resource, index in (
+        (POLICIES, "policies"),
+        (RAY_SERVICES, "ray_services"),
+        (RAY_CLUSTERS, "ray_clusters"),
+        (JOBS, "jobs"),
+        (PODS, "pods"),
+    ):
+        _child(handlers, queue, resource, index)
+    return handlers
+
+
+def _activities(handlers: kopf.OperatorRegistry, indices: Indices) -> None:
+    @kopf.on.login(registry=handlers)
+    async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        sources = {True: kopf.login_with_kubeconfig, False: kopf.login_with_service_account}
+        return sources["KUBECONFIG" in os.environ](**kwargs)
+
+    @kopf.on.startup(registry=handlers)
+    async def start(settings: kopf.OperatorSettings, **kwargs: Any) -> None:
+        settings_for(settings)
+        for name in ("models", "policies", "ray_services", "ray_clusters", "jobs", "pods", "nodes"):
+            setattr(indices, name, kwargs[name])
+
+    @kopf.on.probe(id="reconciler", registry=handlers)
+    async def alive(**_: Any) -> str:
+        return "watching"
+
+
+def _models(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
+    @kopf.index(*MODELS, id="models", registry=handlers)
+    async def index_model(body: kopf.Body, namespace: str, name: str, **_: Any) -> dict[Key, Manifest]:
+        return {(namespace, name): plain(body)}
+
+    @kopf.on.event(*MODELS, registry=handlers)
+    async def on_model(namespace: str, name: str, **_: Any) -> None:
+        queue.add((namespace, name))
+
+
+def _nodes(handlers: kopf.OperatorRegistry, nodes: NodeWatch) -> None:
+    @kopf.index(*NODES, id="nodes", registry=handlers)
+    async def index_node(body: kopf.Body, name: str, **_: Any) -> dict[str, Manifest]:
+        return {name: plain(body)}
+
+    @kopf.on.event(*NODES, registry=handlers)
+    async def on_node(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 (kopf's name)
+        nodes.event(type, body)
+
+
+def _child(
+    handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], resource: tuple[str, str, str], index: str
+) -> None:
+    @kopf.index(*resource, id=index, registry=handlers)
+    async def index_child(body: kopf.Body, **_: Any) -> dict[Key, Manifest]:
+        return {owner_of(body): plain(body)}
+
+    @kopf.on.event(*resource, id=f"on_{index}", registry=handlers)
+    async def on_child(body: kopf.Body, **_: Any) -> None:
+        queue.add(owner_of(body))

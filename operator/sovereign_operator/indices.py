@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the watches have seen, by the SovereignModel that it belongs to. Reads only, no requests.
+
+kopf keeps these indices from its watch streams; `handlers.py` fills them, `observe.py` reads them. A thing that
+is missing here may only not have been seen yet: before it is judged absent, `observe.py` asks the API server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sovereign_operator.api import LABEL_MODEL, LABEL_OWNER, LABEL_OWNER_NAMESPACE
+from sovereign_operator.values import Manifest, NodeFacts
+
+# Namespace and name of a SovereignModel: the key of the work queue.
+Key = tuple[str, str]
+# kopf's index: a key to the objects stored under it.
+Index = Mapping[Any, Iterable[Manifest]]
+
+
+def plain(body: Mapping[str, Any]) -> Manifest:
+    """The object as a dict of its own, without the bookkeeping of field managers, which is larger than the rest."""
+    copy: Manifest = json.loads(json.dumps(dict(body)))
+    copy["metadata"].pop("managedFields", None)
+    return copy
+
+
+def owner_of(body: Mapping[str, Any]) -> Key:
+    """The model that a child belongs to, from its labels."""
+    metadata = body["metadata"]
+    labels = metadata.get("labels") or {}
+    name = labels.get(LABEL_OWNER) or labels.get(LABEL_MODEL) or ""
+    return str(labels.get(LABEL_OWNER_NAMESPACE) or metadata.get("namespace") or ""), str(name)
+
+
+@dataclass
+class Indices:
+    """The live indices; empty until the watches have listed everything once."""
+
+    models: Index = field(default_factory=dict)
+    policies: Index = field(default_factory=dict)
+    ray_services: Index = field(default_factory=dict)
+    ray_clusters: Index = field(default_factory=dict)
+    jobs: Index = field(default_factory=dict)
+    pods: Index = field(default_factory=dict)
+    nodes: Index = field(default_factory=dict)
+
+    def children(self) -> tuple[Index, ...]:
+        return self.policies, self.ray_services, self.ray_clusters, self.jobs, self.pods
+
+    def keys(self) -> set[Key]:
+        """Every model that exists, and every model that something was left behind of."""
+        return {key for index in (self.models, *self.children()) for key in index if all(key)}
+
+    def of(self, index: Index, key: Key) -> tuple[Manifest, ...]:
+        """The children of one model, by name."""
+        return tuple(sorted(index.get(key, ()), key=lambda body: str(body["metadata"]["name"])))
+
+    def node_facts(self, product_label: str) -> tuple[NodeFacts, ...]:
+        return tuple(
+            sorted(
+                (NodeFacts.from_node(body, product_label) for bodies in self.nodes.values() for body in bodies),
+                key=lambda node: node.name,
+            )
+        )
+
+    def fingerprint(self, key: Key, product_label: str) -> str:
+        """Changes exactly when something changed that a look at this model could see."""
+        digest = hashlib.sha256()
+        for version in self._versions(key):
+            digest.update(version.encode())
+        digest.update(repr(self.node_facts(product_label)).encode())
+        return digest.hexdigest()
+
+    def _versions(self, key: Key) -> Iterator[str]:
+        for index in (self.models, *self.children()):
+            for body in self.of(index, key):
+                metadata = body["metadata"]
+                yield f"{body.get('kind')}/{metadata['uid']}/{metadata['resourceVersion']};"
+
+
+class NodeWatch:
+    """Tells whether a node event matters: kubelets write their heartbeats into the same object."""
+
+    def __init__(self, product_label: str, changed: Callable[[], None]) -> None:
+        self._product_label = product_label
+        self._changed = changed
+        self._seen: dict[str, NodeFacts] = {}
+
+    def event(self, kind: str | None, body: Mapping[str, Any]) -> None:
+        name = str(body["metadata"]["name"])
+        if kind == "DELETED":
+            gone = self._seen.pop(name, None)
+            if gone is not None:
+                self._changed()
+            return
+        facts = NodeFacts.from_node(plain(body), self._product_label)
+        if self._seen.get(name) != facts:
+            self._seen[name] = facts
+            self._changed()

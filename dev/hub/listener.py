@@ -15,7 +15,7 @@ Respond = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Listener:
-    """Serves `respond` for GET, HEAD and POST from `start` to `stop`."""
+    """Serves `respond`, whatever the method, from `start` to `stop`."""
 
     def __init__(self, respond: Respond, host: str, port: int, tls: tuple[Path, Path] | None) -> None:
         self._server = _Server((host, port), _handler(respond))
@@ -93,8 +93,7 @@ def _handler(respond: Respond) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             respond(self)
 
-        do_HEAD = do_GET
-        do_POST = do_GET
+        do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (the base class names it so)
             """Quiet: the double keeps its own record of requests."""

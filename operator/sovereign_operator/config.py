@@ -52,12 +52,16 @@ class ExternalSources(ConfigModel):
         description="ConfigMap with ca.crt in the system namespace, for a hub with a private CA.",
     )
 
+    extra_ports: tuple[int, ...] = Field(
+        default=(), description="TCP ports that the hub redirects to, besides its own and 443."
+    )
+
     @property
     def ports(self) -> tuple[int, ...]:
-        """TCP ports that a mirror pod needs: the endpoint's own, and 443 for the CDN that it redirects to."""
+        """TCP ports that a mirror pod needs: the endpoint's own, and those that it redirects to."""
         parts = urlsplit(self.endpoint)
         own = parts.port or (80 if parts.scheme == "http" else 443)
-        return tuple(sorted({own, 443}))
+        return tuple(sorted({own, 443, *self.extra_ports}))
 
 
 class ImagesConfig(ConfigModel):
@@ -118,7 +122,8 @@ class OperatorConfig(ConfigModel):
     deletion_seconds: int = Field(
         default=600,
         ge=1,
-        description="How long a deletion waits for the model's pods before it lets go and leaves the policies.",
+        description="How long a deletion waits for the model's pods before it lets go and leaves the "
+        "policies.",
     )
 
 

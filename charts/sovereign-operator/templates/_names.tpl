@@ -1,0 +1,86 @@
+{{- /* SPDX-License-Identifier: Apache-2.0
+Names, labels and the few values that several templates share. Object names are fixed, not derived from the
+release: there is one operator per cluster, and the operator's configuration, docs and policies use these names. */ -}}
+
+{{- define "sovereign.labels" -}}
+app.kubernetes.io/part-of: sovereign
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "sovereign.pushSecret" -}}
+{{- .Values.registry.pushSecret | default "sovereign-registry-push" -}}
+{{- end }}
+
+{{- define "sovereign.serverSecret" -}}
+{{- .Values.registry.serverSecret | default "sovereign-registry-server" -}}
+{{- end }}
+
+{{- define "sovereign.registryHost" -}}
+{{- if .Values.registry.enabled -}}
+sovereign-registry.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}:5000
+{{- else -}}
+{{- required "registry.host is needed when registry.enabled is false" .Values.registry.host -}}
+{{- end -}}
+{{- end }}
+
+{{- define "sovereign.registryWriter" -}}
+{{- if .Values.registry.enabled -}}
+sovereign-registry-writer.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain }}:5001
+{{- else -}}
+{{- required "registry.writer is needed when registry.enabled is false" .Values.registry.writer -}}
+{{- end -}}
+{{- end }}
+
+{{- /* true or empty: whether garbage collection can run at all. An emptyDir cannot be mounted by a second pod. */ -}}
+{{- define "sovereign.collects" -}}
+{{- with .Values.registry -}}
+{{- if and .enabled .persistence.enabled .garbageCollection.enabled -}}true{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "sovereign.claim" -}}
+{{- .Values.registry.persistence.existingClaim | default "sovereign-registry" -}}
+{{- end }}
+
+{{- /* Restricted pod security; uid 1000 is what all our images run as. */ -}}
+{{- define "sovereign.podSecurityContext" -}}
+runAsNonRoot: true
+runAsUser: 1000
+runAsGroup: 1000
+fsGroup: 1000
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "sovereign.containerSecurityContext" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "sovereign.pullSecrets" -}}
+{{- with .Values.images.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* nodeSelector, tolerations and priority class of one of the two workloads. */ -}}
+{{- define "sovereign.scheduling" -}}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}

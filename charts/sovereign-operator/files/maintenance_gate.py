@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the registry's writer closed for as long as garbage collection runs.
 
-Why it is built like this: collection on a registry that takes writes loses data, because a manifest that arrives
-between mark and sweep loses its blobs. distribution takes itself out of rotation (503 for every request) while
-a file that its configuration names (`health.file`) exists. So the writer is closed by a file on the shared
-volume: no restart, no right on the Kubernetes API, no second registry binary. The read-only listener does not
-know that file and goes on.
+Why it is built like this: collection on a registry that takes writes loses data, because a manifest that
+arrives between mark and sweep loses its blobs. distribution takes itself out of rotation (503 for every
+request) while a file that its configuration names (`health.file`) exists. So the writer is closed by a
+file on the shared volume: no restart, no right on the Kubernetes API, no second registry binary. The
+read-only listener does not know that file and goes on.
 
 The file counts only while somebody holds a lock on it, so that a gate that was killed leaves no closed
 registry behind: each start of the registry's pod removes a file that nobody holds.
@@ -34,8 +34,8 @@ from pathlib import Path
 from types import FrameType
 
 POLL_SECONDS = 1.0
-# After the writer answers 503 nothing new gets in. A manifest that was let in before needs milliseconds from its
-# last check to its last write.
+# After the writer answers 503 nothing new gets in. A manifest that was let in before needs milliseconds from
+# its last check to its last write.
 SETTLE_SECONDS = 10.0
 
 
@@ -59,7 +59,7 @@ def last_upload(root: Path) -> float:
 
 
 def wait_until_quiet(root: Path, seconds: float) -> None:
-    """Return when no upload moved for `seconds`: a mirror moves one all the time until its manifest is written."""
+    """Return when no upload moved for `seconds`. A running mirror moves one until its manifest is written."""
     said = False
     while (since := time.time() - last_upload(root)) < seconds:
         if not said:
@@ -113,7 +113,9 @@ def wait_until_refused(url: str, ca: str | None) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def close(root: Path, lock: Path, marker: Path, url: str, ca: str | None, quiet: float, settle: float) -> None:
+def close(
+    root: Path, lock: Path, marker: Path, url: str, ca: str | None, quiet: float, settle: float
+) -> None:
     # A fresh volume has no folders yet, and the collector takes that for an error.
     for folder in ("repositories", "blobs"):
         (root / "docker/registry/v2" / folder).mkdir(parents=True, exist_ok=True)

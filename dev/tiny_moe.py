@@ -21,6 +21,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 HIDDEN = 128
@@ -167,21 +168,22 @@ def _high_bytes(exponent: int) -> bytes:
     return bytes((byte & 0x80) | (exponent >> 1) for byte in range(256))
 
 
-SMALL = _high_bytes(120)  # 2^-7 .. 2^-5
-LARGE = _high_bytes(124)  # 2^-3 .. 2^-1: the router and the head, so that no two choices are nearly equal
+# Sizes chosen so that the experts' part of an answer outweighs the rest: a rank that loses its experts must
+# change the tokens. Random logits lie close together, and in bfloat16 many are equal: whoever compares
+# answers across ranks serves the model in float32, where the order of a sum does not decide.
+LAYER = _high_bytes(122)  # 2^-5 .. 2^-3
+CHOICE = _high_bytes(124)  # 2^-3 .. 2^-1
 ONE = struct.pack("<H", 0x3F80)
 
 
 def _random_bf16(name: str, shape: Shape, seed: int) -> bytes:
-    count = 1
-    for length in shape:
-        count *= length
+    count = prod(shape)
     if name.endswith("norm.weight"):
         return ONE * count
-    scale = LARGE if name.endswith(("gate.weight", "lm_head.weight", "embed_tokens.weight")) else SMALL
+    high_bytes = CHOICE if name.endswith(("gate.weight", "lm_head.weight")) else LAYER
     noise = hashlib.shake_256(f"sovereign tiny moe {seed} {name}".encode()).digest(2 * count)
     values = bytearray(noise)
-    values[1::2] = noise[1::2].translate(scale)
+    values[1::2] = noise[1::2].translate(high_bytes)
     return bytes(values)
 
 

@@ -2,9 +2,8 @@
 """The SovereignModel API: its name, the marks it leaves on other objects, and the whole object as a value.
 
 Everything else in the operator takes its names from here. The shape of `spec` stands in `api_spec.py` and
-`api_serving.py`, that of `status` in `api_status.py`; all of it is re-exported, so that `from
-sovereign_operator.api import …` is enough. `crd.py` turns these models into the CRD, so a description written
-here is what `kubectl explain` prints.
+`api_serving.py`, that of `status` in `api_status.py`; all of it can be imported from here. `crd.py` turns
+these models into the CRD, so a description written there is what `kubectl explain` prints.
 """
 
 from __future__ import annotations
@@ -89,11 +88,13 @@ ANNOTATION_RETRY: Final = f"{GROUP}/retry"
 ANNOTATION_MODEL: Final = f"{GROUP}/model"
 
 # Stamped on the RayService beside what is rendered; KubeRay copies them to a RayCluster when it creates one,
-# so they tell which rendering, which weights and which placement a running cluster has.
+# so they tell which rendering, which weights and which placement a running cluster has. The first stands on
+# the head's pod template too: KubeRay mutes replicas and tolerations in its own hash, and would never roll
+# those out.
 ANNOTATION_CLUSTER: Final = f"{GROUP}/cluster"
 ANNOTATION_ARTIFACT: Final = f"{GROUP}/artifact"
 ANNOTATION_PLACEMENT: Final = f"{GROUP}/placement"
-# On a mirror Job: the how-manieth try it is.
+# On a mirror Job: which try it is. Not part of what its name is a hash of.
 ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
 
 MAX_NAME_LENGTH: Final = 40

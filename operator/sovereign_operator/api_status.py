@@ -57,12 +57,12 @@ class MirrorStatus(ApiModel):
     files_total: int = Field(default=0, ge=0, description="Files to mirror, 0 while unknown.")
     file: Text = Field(default="", description="A file that is being sent now.")
     phase: Text = Field(default="", description="What the mirror is doing, in its own words.")
-    attempt: int = Field(default=0, ge=0, description="The how-manieth try this is.")
+    attempt: int = Field(default=0, ge=0, description="Which try this is.")
+    job: Text = Field(default="", description="Name of the mirror Job, in the operator's namespace.")
     next_attempt: Text | None = Field(
         default=None,
-        description="After a failure: when it is tried again, RFC 3339. Example: '2026-01-31T12:00:30Z'",
+        description="When a failed mirror is tried again, RFC 3339. Example: '2026-01-31T12:00:00Z'",
     )
-    job: Text = Field(default="", description="Name of the mirror Job, in the operator's namespace.")
 
 
 class PlacementStatus(ApiModel):

@@ -18,7 +18,9 @@ DNS_LABEL: Final = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN: Final = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 # A repository inside the in-cluster registry: lower-case path components, and no first component that is a
 # host.
-PINNED_REFERENCE: Final = "^[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)+@sha256:[0-9a-f]{64}$"
+PINNED_REFERENCE: Final = (
+    "^[a-z0-9]+((_|__|-+)[a-z0-9]+)*(/[a-z0-9]+(([.]|_|__|-+)[a-z0-9]+)*)+@sha256:[0-9a-f]{64}$"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +56,8 @@ OBJECT_RULES: Final = (
         "name-is-short",
         "",
         f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
-        f"metadata.name must have at most {MAX_NAME_LENGTH} characters, because Ray appends to it; shorten it",
-        f'"metadata.name must have at most {MAX_NAME_LENGTH} characters, because Ray appends to it; this one has "'
+        f"metadata.name must have at most {MAX_NAME_LENGTH} characters, because Ray adds to it; shorten it",
+        f'"metadata.name must have at most {MAX_NAME_LENGTH} characters, because Ray adds to it; it has "'
         ' + string(self.metadata.name.size()) + ", shorten it"',
     ),
     Rule(
@@ -91,7 +93,8 @@ SOURCE_RULES: Final = (
     Rule(
         "repo-is-owner-and-name",
         "spec.source.huggingFace.repo",
-        "self.matches('^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$')",
+        "self.matches('^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*$') "
+        "&& !self.contains('--') && !self.contains('..')",
         "repo must be owner/name as the hub shows it, for example mistralai/Mixtral-8x7B-v0.1",
         _quoting("repo must be owner/name as the hub shows it, found ", "self", ""),
     ),

@@ -52,9 +52,6 @@ class NodeFacts:
     taints: tuple[Taint, ...] = ()
     allocatable: Mapping[str, int] = field(default_factory=dict)
     product: str | None = None  # value of the configured product label
-    # Accelerators already requested by other pods, where the operator knows; nodes are all it may list, so
-    # usually {}.
-    requested: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_node(cls, node: Mapping[str, Any], product_label: str) -> NodeFacts:

@@ -8,3 +8,4 @@ compile() { out=$1; shift; "$uv" pip compile "$@" --universal --python-version 3
 for extra in operator airgap serving serving-cpu dev; do compile "$extra" pyproject.toml --extra "$extra"; done
 compile build locks/build.in
 compile uv locks/uv.in
+compile go locks/go.in

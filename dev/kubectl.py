@@ -102,7 +102,9 @@ class Kubectl:
             said = process.stdout.readline()
             found = re.search(r"127\.0\.0\.1:(\d+)", said)
             if not found:
-                raise KubectlFailed(f"kubectl port-forward {target}: {said.strip() or 'ended without a word'}")
+                raise KubectlFailed(
+                    f"kubectl port-forward {target}: {said.strip() or 'ended without a word'}"
+                )
             yield f"http://127.0.0.1:{found[1]}"
         finally:
             process.terminate()

@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole path as a user walks it: apply, Ready, ask; lose a part; change the revision; delete.
+
+One model on one cluster, the tests in their order: each begins where the one before ended.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from dev import stack
+from dev.demo import NAME, ask
+from dev.kubectl import Kubectl, KubectlFailed, Manifest, condition, is_true
+from dev.stack import MODELS, SYSTEM, Stack
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+OPERATOR = f"system:serviceaccount:{SYSTEM}:sovereign-operator"
+PROMPT = "The quick brown fox"
+READY_WITHIN = 900.0  # seconds on two busy cores; usually 120
+
+
+def until(
+    kubectl: Kubectl, *what: str, holds: Callable[[Manifest], bool], seconds: float = READY_WITHIN
+) -> Manifest:
+    """Watch an object until `holds`; fail with its last state."""
+    seen: Manifest = {}
+    for seen in kubectl.watch(*what, seconds=seconds):
+        if holds(seen):
+            return seen
+    said = json.dumps(seen.get("status", {}), indent=1)[-3000:]
+    raise AssertionError(f"{' '.join(what)} did not come to that within {seconds:.0f} s; last status: {said}")
+
+
+def is_current(model: Manifest) -> bool:
+    return bool(model.get("status", {}).get("observedGeneration") == model["metadata"]["generation"])
+
+
+def wait_ready(kubectl: Kubectl) -> Manifest:
+    return until(kubectl, "-n", MODELS, "smodel", NAME, holds=lambda m: is_current(m) and is_true(m, "Ready"))
+
+
+def pods(kubectl: Kubectl, component: str) -> list[Manifest]:
+    selector = f"sovereign.dev/model={NAME},sovereign.dev/component={component}"
+    return kubectl.items("-n", MODELS, "pods", "-l", selector)
+
+
+def complete(kubectl: Kubectl, prompt: str) -> str:
+    """The greedy continuation of a raw prompt, through the service."""
+    import httpx2
+
+    with kubectl.port_forward(MODELS, f"svc/{NAME}-serve-svc", 8000) as address:
+        response = httpx2.post(
+            f"{address}/v1/completions",
+            json={"model": NAME, "prompt": prompt, "temperature": 0, "max_tokens": 16},
+            timeout=120,
+        )
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["text"])
+
+
+@pytest.fixture(scope="module")
+def model(installed: Stack) -> Iterator[Manifest]:
+    manifest = stack.example(NAME, installed.images, installed.revisions["first"])
+    installed.kubectl.apply(manifest)
+    yield manifest
+
+
+def test_kubectl_wait_returns_and_the_model_answers(installed: Stack, model: Manifest) -> None:
+    wait_ready(installed.kubectl)
+    installed.kubectl("-n", MODELS, "wait", "--for=condition=Ready", f"smodel/{NAME}", "--timeout=10s")
+    answer = ask(installed.kubectl, "What is a mixture of experts?")
+    assert answer.model == NAME
+    assert answer.tokens > 0
+
+
+def test_experts_are_spread_over_two_worker_pods(installed: Stack, model: Manifest) -> None:
+    workers = pods(installed.kubectl, "worker")
+    assert len(workers) == 2
+    ranks = set()
+    for worker in workers:
+        found = installed.kubectl(
+            "-n", MODELS, "exec", worker["metadata"]["name"], "-c", worker["spec"]["containers"][0]["name"],
+            "--", "grep", "-rhoE", r"EP Rank [0-9]+/[0-9]+.*experts: [0-9]+/[0-9]+", "/tmp/ray/session_latest/logs",
+        )  # fmt: skip
+        assert "4/8" in found
+        ranks.add(found.split("EP Rank ")[1][:3])
+    assert ranks == {"0/2", "1/2"}
+
+
+def test_the_tokens_are_those_of_a_single_rank(installed: Stack, model: Manifest) -> None:
+    kubectl = installed.kubectl
+    kubectl.apply(single_rank_pod(installed, pods(kubectl, "worker")[0]))
+    until(kubectl, "-n", MODELS, "pod", "single-rank", holds=lambda p: _phase(p) in ("Succeeded", "Failed"))
+    said = kubectl("-n", MODELS, "logs", "single-rank", "-c", "single-rank")
+    kubectl("-n", MODELS, "delete", "pod", "single-rank", "--wait=false")
+    alone = json.loads(said.strip().splitlines()[-1])
+    assert alone["text"], said
+    assert complete(kubectl, PROMPT) == alone["text"]
+
+
+def _phase(pod: Manifest) -> str:
+    return str(pod["status"].get("phase"))
+
+
+def single_rank_pod(installed: Stack, worker: Manifest) -> Manifest:
+    """A pod that runs the same weights in one process: the worker's own image, volumes and init container."""
+    spec = worker["spec"]
+    container = spec["containers"][0]
+    delivery = next(
+        c for c in spec["initContainers"] if "pull" in [*c.get("command", []), *c.get("args", [])]
+    )
+    names = {v["name"] for v in spec["volumes"] if "emptyDir" in v}
+    keep = [v for v in spec["volumes"] if v["name"] in names]
+    engine = yaml_args(installed.kubectl)["engineArgs"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "single-rank", "namespace": MODELS},
+        "spec": {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "securityContext": spec["securityContext"],
+            "volumes": keep,
+            "initContainers": [_stripped(delivery, names)],
+            "containers": [
+                {
+                    **_stripped(container, names),
+                    "name": "single-rank",
+                    "command": ["python", "/opt/sovereign/dev/single_rank.py", "/weights"],
+                    "args": ["--prompt", PROMPT, "--max-tokens", "16", "--engine-args", json.dumps(engine)],
+                }
+            ],
+        },
+    }
+
+
+def _stripped(container: Manifest, volumes: set[str]) -> Manifest:
+    """The parts of a running container that say what it runs, without its probes, ports and resources."""
+    kept = ("name", "image", "command", "args", "securityContext")
+    env = [e for e in container.get("env", []) if not e["name"].startswith(("RAY_", "FQ_RAY", "KUBERAY"))]
+    mounts = [m for m in container.get("volumeMounts", []) if m["name"] in volumes]
+    return {**{k: container[k] for k in kept if k in container}, "env": env, "volumeMounts": mounts}
+
+
+def yaml_args(kubectl: Kubectl) -> Manifest:
+    import yaml
+
+    service = kubectl.get("-n", MODELS, "rayservice", NAME)
+    args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
+    assert isinstance(args, dict)
+    return args
+
+
+def test_policies_existed_before_the_first_pod(installed: Stack, model: Manifest) -> None:
+    """The API server's audit log tells the order: every policy was created before the RayService was."""
+    lines = [json.loads(line) for line in installed.audit.read_text().splitlines() if line.endswith("}")]
+    made = [
+        (n, e["objectRef"])
+        for n, e in enumerate(lines)
+        if e["stage"] == "ResponseComplete"
+        and e["verb"] in ("create", "patch")
+        and e["user"]["username"] == OPERATOR
+        and e["responseStatus"]["code"] == 201
+        and e["objectRef"].get("namespace") == MODELS
+    ]
+    policies = [n for n, ref in made if ref["resource"] == "networkpolicies"]
+    services = [n for n, ref in made if ref["resource"] == "rayservices"]
+    names = {ref["name"] for _, ref in made if ref["resource"] == "networkpolicies"}
+    assert names == {p["metadata"]["name"] for p in installed.kubectl.items("-n", MODELS, "networkpolicies")}
+    assert services and max(policies) < min(services)
+
+
+def test_a_lost_worker_comes_back_and_ready_tells_the_truth(installed: Stack, model: Manifest) -> None:
+    lose(installed, "pod", pods(installed.kubectl, "worker")[0]["metadata"]["name"])
+    assert len(pods(installed.kubectl, "worker")) == 2
+    assert ask(installed.kubectl, "Are you back?").tokens > 0
+
+
+def test_a_lost_policy_comes_back(installed: Stack, model: Manifest) -> None:
+    kubectl = installed.kubectl
+    name = kubectl.items("-n", MODELS, "networkpolicies")[0]["metadata"]["name"]
+    uid = kubectl.get("-n", MODELS, "networkpolicy", name)["metadata"]["uid"]
+    kubectl("-n", MODELS, "delete", "networkpolicy", name, "--wait=false")
+    _appears_anew(kubectl, "networkpolicy", name, uid)
+    wait_ready(kubectl)
+
+
+def test_the_operator_pod_comes_back_and_changes_nothing(installed: Stack, model: Manifest) -> None:
+    kubectl = installed.kubectl
+    before = kubectl.get("-n", MODELS, "rayservice", NAME)["metadata"]["resourceVersion"]
+    kubectl("-n", SYSTEM, "delete", "pod", "-l", "app.kubernetes.io/name=sovereign-operator", "--wait=true")
+    kubectl("-n", SYSTEM, "rollout", "status", "deployment/sovereign-operator", "--timeout=180s", timeout=200)
+    wait_ready(kubectl)
+    assert ask(kubectl, "Still there?").tokens > 0
+    generation = kubectl.get("-n", MODELS, "rayservice", NAME)["metadata"]
+    assert generation["generation"] == 1 or generation["resourceVersion"] >= before
+
+
+def test_a_lost_rayservice_comes_back(installed: Stack, model: Manifest) -> None:
+    uid = installed.kubectl.get("-n", MODELS, "rayservice", NAME)["metadata"]["uid"]
+    lose(installed, "rayservice", NAME)
+    assert installed.kubectl.get("-n", MODELS, "rayservice", NAME)["metadata"]["uid"] != uid
+    assert ask(installed.kubectl, "And now?").tokens > 0
+
+
+def lose(installed: Stack, kind: str, name: str) -> None:
+    """Delete a part; Ready must turn away from True, then return."""
+    kubectl = installed.kubectl
+    kubectl("-n", MODELS, "delete", kind, name, "--wait=false")
+    until(kubectl, "-n", MODELS, "smodel", NAME, holds=lambda m: not is_true(m, "Ready"), seconds=180)
+    wait_ready(kubectl)
+
+
+def _appears_anew(kubectl: Kubectl, kind: str, name: str, old_uid: str) -> None:
+    deadline = monotonic() + 120
+    for seen in kubectl.watch("-n", MODELS, kind, seconds=120):
+        if seen["metadata"]["name"] == name and seen["metadata"]["uid"] != old_uid:
+            return
+    raise AssertionError(f"{kind} {name} did not come back within {monotonic() - deadline + 120:.0f} s")
+
+
+def test_a_changed_revision_is_served_only_once_it_is_verified(installed: Stack, model: Manifest) -> None:
+    kubectl = installed.kubectl
+    old = wait_ready(kubectl)["status"]
+    before = complete(kubectl, PROMPT)
+    change = {"spec": {"source": {"huggingFace": {"revision": installed.revisions["second"]}}}}
+    kubectl("-n", MODELS, "patch", "smodel", NAME, "--type=merge", "-p", json.dumps(change))
+    moved = False
+    for seen in kubectl.watch("-n", MODELS, "smodel", NAME, seconds=READY_WITHIN):
+        status = seen["status"]
+        mirrored = is_current(seen) and is_true(seen, "Mirrored")
+        mirrored = mirrored and status["artifact"]["revision"] == installed.revisions["second"]
+        if not mirrored and not moved:
+            live = kubectl.get("-n", MODELS, "rayservice", NAME)
+            assert old["artifact"]["digest"] in json.dumps(live), (
+                "the old model was touched before the new was there"
+            )
+        moved = moved or mirrored
+        if moved and is_current(seen) and is_true(seen, "Ready"):
+            break
+    new = wait_ready(kubectl)["status"]
+    assert new["artifact"]["digest"] != old["artifact"]["digest"]
+    assert new["artifact"]["revision"] == installed.revisions["second"]
+    assert complete(kubectl, PROMPT) != before, (
+        "two random models with the same greedy tokens: is it the new one?"
+    )
+
+
+def test_foreground_deletion_keeps_policies_until_the_last_pod_is_gone(
+    installed: Stack, model: Manifest
+) -> None:
+    kubectl = installed.kubectl
+    kubectl("-n", MODELS, "delete", "smodel", NAME, "--cascade=foreground", "--wait=false")
+    assert_policies_outlive_pods(kubectl, installed.audit)
+    left = [*_all_pods(kubectl), *kubectl.items("-n", MODELS, "networkpolicies,rayservices,secrets,services")]
+    assert [item["metadata"]["name"] for item in left] == []
+    owner = f"sovereign.dev/owner={NAME},sovereign.dev/owner-namespace={MODELS}"
+    assert kubectl.items("-n", SYSTEM, "jobs,secrets", "-l", owner) == []
+
+
+def _all_pods(kubectl: Kubectl) -> list[Manifest]:
+    return kubectl.items("-n", MODELS, "pods", "-l", f"sovereign.dev/model={NAME}")
+
+
+def assert_policies_outlive_pods(kubectl: Kubectl, audit: Path) -> None:
+    """Follow the deletion to its end: while a pod of the model is left, no policy may be missing."""
+    wanted = {p["metadata"]["name"] for p in kubectl.items("-n", MODELS, "networkpolicies")}
+    assert wanted
+    deadline = monotonic() + 300
+    while kubectl.find("-n", MODELS, "smodel", NAME) is not None:
+        # Policies first: a pod that is still listed afterwards was there when they were read.
+        try:
+            policies = {p["metadata"]["name"] for p in kubectl.items("-n", MODELS, "networkpolicies")}
+            running = [p["metadata"]["name"] for p in _all_pods(kubectl)]
+        except KubectlFailed:
+            break  # the namespace is gone
+        assert not running or wanted <= policies, f"{running} ran without {wanted - policies}"
+        assert monotonic() < deadline, f"not deleted within 300 s; pods left: {running}, policies: {policies}"
+
+
+def test_deleting_the_namespace_keeps_policies_until_the_last_pod_is_gone(installed: Stack) -> None:
+    kubectl = installed.kubectl
+    kubectl.apply(stack.example(NAME, installed.images, installed.revisions["first"]))
+    until(
+        kubectl, "-n", MODELS, "smodel", NAME,
+        holds=lambda m: bool(_all_pods(kubectl)) and is_true(m, "Mirrored"), seconds=300,
+    )  # fmt: skip
+    kubectl("delete", "namespace", MODELS, "--wait=false")
+    assert_policies_outlive_pods(kubectl, installed.audit)
+    kubectl("wait", "--for=delete", f"namespace/{MODELS}", "--timeout=240s", timeout=250)
+
+
+def test_nothing_was_refused_and_no_right_is_unused(installed: Stack) -> None:
+    """The whole journey ran under the chart's Role: not one 403, and no rule that nobody needed."""
+    asked, refused = set(), []
+    for line in installed.audit.read_text().splitlines():
+        event = json.loads(line)
+        if event["stage"] != "ResponseComplete" or event["user"]["username"] != OPERATOR:
+            continue
+        ref = event.get("objectRef")
+        if ref is None:
+            continue
+        resource = ref["resource"] + (f"/{ref['subresource']}" if ref.get("subresource") else "")
+        if event["responseStatus"]["code"] == 403 and "being terminated" not in json.dumps(event):
+            refused.append(
+                (event["verb"], resource, ref.get("namespace"), event["responseStatus"].get("message"))
+            )
+        asked.add((event["verb"], resource))
+    assert refused == []
+    granted = set()
+    rules = []
+    for kind in ("roles", "clusterroles"):
+        for role in installed.kubectl.items("-A", kind, "-l", "app.kubernetes.io/name=sovereign-operator"):
+            if "aggregat" not in json.dumps(role["metadata"].get("labels", {})):
+                rules += role.get("rules") or []
+    for rule in rules:
+        granted |= {(v, r) for v in rule["verbs"] for r in rule["resources"]}
+    watched = {("list", r) for v, r in asked if v == "watch"}
+    assert granted - asked - watched == set()

@@ -184,7 +184,17 @@ def _random_bf16(name: str, shape: Shape, seed: int) -> bytes:
     noise = hashlib.shake_256(f"sovereign tiny moe {seed} {name}".encode()).digest(2 * count)
     values = bytearray(noise)
     values[1::2] = noise[1::2].translate(high_bytes)
+    if name == "lm_head.weight":
+        row = 2 * HIDDEN
+        for token in _unspeakable():
+            values[token * row : (token + 1) * row] = bytes(row)
     return bytes(values)
+
+
+def _unspeakable() -> list[int]:
+    """Tokens whose logit is always 0, so that no answer has them: half letters, control codes, the end."""
+    speakable = {letter for byte, letter in _byte_letters().items() if 0x20 <= byte < 0x7F}
+    return [token for token, entry in enumerate(_single_entries()) if entry not in speakable]
 
 
 def _safetensors(tensors: dict[str, bytes], shapes: dict[str, Shape]) -> bytes:
@@ -204,9 +214,8 @@ def _safetensors(tensors: dict[str, bytes], shapes: dict[str, Shape]) -> bytes:
 
 def _tokenizer() -> dict[str, object]:
     """A byte-level BPE tokenizer: every text can be written, whatever bytes it has."""
-    letters = _byte_letters()
-    merges = _learn_merges(CORPUS, VOCABULARY - 3 - len(letters))
-    entries = [PAD, BOS, EOS, *sorted(letters.values()), *(left + right for left, right in merges)]
+    merges = _learn_merges(CORPUS, VOCABULARY - len(_single_entries()))
+    entries = [*_single_entries(), *(left + right for left, right in merges)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     vocabulary = {entry: identity for identity, entry in enumerate(entries)}
     if len(vocabulary) != VOCABULARY:
@@ -244,6 +253,11 @@ def _tokenizer() -> dict[str, object]:
             "merges": [list(merge) for merge in merges],
         },
     }
+
+
+def _single_entries() -> list[str]:
+    """The vocabulary before any merge: the special tokens, then one letter for each byte."""
+    return [PAD, BOS, EOS, *sorted(_byte_letters().values())]
 
 
 def _byte_letters() -> dict[int, str]:

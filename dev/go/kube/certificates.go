@@ -95,11 +95,11 @@ func writeCertificate(
 		}
 		*parent = *parsed
 	}
-	encoded, err := x509.MarshalPKCS8PrivateKey(key)
+	encoded, err := x509.MarshalECPrivateKey(key)
 	if err != nil {
 		return nil, err
 	}
-	if err := writePEM(filepath.Join(folder, name+".key"), "PRIVATE KEY", encoded); err != nil {
+	if err := writePEM(filepath.Join(folder, name+".key"), "EC PRIVATE KEY", encoded); err != nil {
 		return nil, err
 	}
 	return key, writePEM(filepath.Join(folder, name+".crt"), "CERTIFICATE", signed)

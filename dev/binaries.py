@@ -75,6 +75,7 @@ PROGRAMS: dict[str, Program] = {
     "coredns": Program("coredns"),
     "registry": Program("registry", "github.com/distribution/distribution/v3/cmd/registry"),
     "helm": Program("helm", "helm.sh/helm/v4/cmd/helm"),
+    "crane": Program("crane", "github.com/google/go-containerregistry/cmd/crane"),
     "pause": Program("pause"),
 }
 CNI_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
@@ -184,7 +185,18 @@ def _install_go(lock: Path, toolchain: Path) -> None:
     partial = toolchain.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     done = subprocess.run(
-        [sys.executable, "-m", "uv", "pip", "install", "--require-hashes", "--prefix", str(partial), "-r", str(lock)],
+        [
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "install",
+            "--require-hashes",
+            "--prefix",
+            str(partial),
+            "-r",
+            str(lock),
+        ],
         capture_output=True,
         text=True,
         check=False,

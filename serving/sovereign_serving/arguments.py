@@ -104,9 +104,7 @@ class Arguments(BaseModel):
         if self.expert and ranks == 1:
             raise ValueError("expert parallelism needs tensor times data greater than 1, and both are 1")
         if self.redundant_experts and not self.expert:
-            raise ValueError(
-                f"{self.redundant_experts} redundant experts need expert parallelism (expert: true)"
-            )
+            raise ValueError(f"{self.redundant_experts} redundant experts need expert: true")
         if self.all_to_all and not (self.expert and self.data > 1):
             raise ValueError(f"allToAll {self.all_to_all!r} needs expert: true and data greater than 1")
         if self.device == "cpu":

@@ -2,8 +2,8 @@
 """The only module that talks to Kubernetes: plain dictionaries in and out, errors as types of the domain.
 
 Reads that reconcile needs to be sure of are live GETs; everything else comes from the watches. Writes are
-server-side applies under one field manager, creates (Jobs, events), deletes with a precondition on the uid,
-and finalizer patches with a precondition on the resource version.
+server-side applies under one field manager, creates (Jobs, events), deletes with a precondition on the
+uid, and finalizer patches with a precondition on the resource version.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from kubernetes.aio.dynamic.resource import Resource
 
 from sovereign_operator.api import API_VERSION, FIELD_MANAGER, KIND, PLURAL
 from sovereign_operator.values import Manifest
+from sovereign_operator.workqueue import TryLater
 
 logger = logging.getLogger(__name__)
 
@@ -69,11 +70,11 @@ class ClusterError(Exception):
     """The API server did not do what it was asked; the message is its own."""
 
 
-class ApiUnavailable(ClusterError):
+class ApiUnavailable(ClusterError, TryLater):
     """No answer, or one that says: later (429, 5xx). Tried again with backoff."""
 
 
-class Conflict(ClusterError):
+class Conflict(ClusterError, TryLater):
     """Somebody changed the object in between (409): look again."""
 
 
@@ -85,7 +86,7 @@ class NamespaceTerminating(Refused):
     """Creates are refused because the namespace is being deleted."""
 
 
-class KindMissing(ClusterError):
+class KindMissing(ClusterError, TryLater):
     """The API server does not serve this kind (404 on the collection)."""
 
 
@@ -158,7 +159,7 @@ class Cluster:
             )
 
     async def set_finalizers(self, manifest: Manifest, finalizers: Iterable[str]) -> Manifest | None:
-        """Replaces the finalizers of exactly the object that was read, or raises Conflict. None: it is gone."""
+        """Replaces the finalizers of exactly the object that was read (else Conflict). None: it is gone."""
         metadata = manifest["metadata"]
         patch = {
             "metadata": {
@@ -286,7 +287,7 @@ async def _answer(call: Any) -> Manifest:
 
 
 def _error(error: ApiException) -> ClusterError:
-    """A status code as what it means to us; the message is the API server's, cut to what a condition takes."""
+    """A status code as what it means to us; the message is the API server's, cut to size."""
     details: Mapping[str, Any] = {}
     with contextlib.suppress(ValueError, TypeError):
         body = error.body.decode() if isinstance(error.body, bytes) else error.body

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kubernetes events: what happened, once, for people who watch. Conditions say what is.
 
-An event is posted only after the write that it tells of succeeded. Its name is a hash of what it says, so a
-restarted operator does not repeat itself, and losing one is never an error.
+An event is posted only after the write that it tells of succeeded. Its name is a hash of what it says, so
+a restarted operator does not repeat itself, and losing one is never an error.
 """
 
 from __future__ import annotations

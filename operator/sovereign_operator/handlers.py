@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""kopf decorators, no decisions: every event becomes a key in the work queue, every child an entry in an index.
+"""kopf decorators, no decisions: every event becomes a key in the work queue, every child an entry in an
+index.
 
-There are no create, update or delete handlers (they would write annotations), no timers and no daemons (they
-would bring kopf's own finalizer and give it up even when our cleanup failed): what has to be done is found out
-by looking at the world, in `reconcile.py`.
+There are no create, update or delete handlers (they would write annotations), no timers and no daemons
+(they would bring kopf's own finalizer and give it up even when our cleanup failed): what has to be done
+is found out by looking at the world, in `reconcile.py`.
+
+The first event comes after every kind was listed once; only then may the queue run, because a reconcile
+that sees half of the children would draw the wrong conclusions.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from typing import Any
 import kopf
 
 from sovereign_operator import api
-from sovereign_operator.indices import Indices, Key, NodeWatch, owner_of, plain
+from sovereign_operator.indices import Indices, Key, NodeWatch, key_of, owner_of, plain
 from sovereign_operator.values import Manifest
 from sovereign_operator.workqueue import WorkQueue
 
@@ -54,7 +58,7 @@ def registry(queue: WorkQueue[Key], indices: Indices, nodes: NodeWatch) -> kopf.
     handlers = kopf.OperatorRegistry()
     _activities(handlers, indices)
     _models(handlers, queue)
-    _nodes(handlers, nodes)
+    _nodes(handlers, queue, nodes)
     for resource, index in (
         (POLICIES, "policies"),
         (RAY_SERVICES, "ray_services"),
@@ -85,21 +89,23 @@ def _activities(handlers: kopf.OperatorRegistry, indices: Indices) -> None:
 
 def _models(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
     @kopf.index(*MODELS, id="models", registry=handlers)
-    async def index_model(body: kopf.Body, namespace: str, name: str, **_: Any) -> dict[Key, Manifest]:
-        return {(namespace, name): plain(body)}
+    async def index_model(body: kopf.Body, **_: Any) -> dict[Key, Manifest]:
+        return {key_of(body): plain(body)}
 
     @kopf.on.event(*MODELS, registry=handlers)
-    async def on_model(namespace: str, name: str, **_: Any) -> None:
-        queue.add((namespace, name))
+    async def on_model(body: kopf.Body, **_: Any) -> None:
+        queue.open()
+        queue.add(key_of(body))
 
 
-def _nodes(handlers: kopf.OperatorRegistry, nodes: NodeWatch) -> None:
+def _nodes(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], nodes: NodeWatch) -> None:
     @kopf.index(*NODES, id="nodes", registry=handlers)
     async def index_node(body: kopf.Body, name: str, **_: Any) -> dict[str, Manifest]:
         return {name: plain(body)}
 
     @kopf.on.event(*NODES, registry=handlers)
     async def on_node(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 (kopf's name)
+        queue.open()
         nodes.event(type, body)
 
 
@@ -112,4 +118,5 @@ def _child(
 
     @kopf.on.event(*resource, id=f"on_{index}", registry=handlers)
     async def on_child(body: kopf.Body, **_: Any) -> None:
+        queue.open()
         queue.add(owner_of(body))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the watches have seen, by the SovereignModel that it belongs to. Reads only, no requests.
 
-kopf keeps these indices from its watch streams; `handlers.py` fills them, `observe.py` reads them. A thing that
-is missing here may only not have been seen yet: before it is judged absent, `observe.py` asks the API server.
+kopf keeps these indices from its watch streams; `handlers.py` fills them, `observe.py` reads them. A thing
+that is missing here may only not have been seen yet: before it is judged absent, `observe.py` asks the API
+server.
 """
 
 from __future__ import annotations
@@ -23,10 +24,17 @@ Index = Mapping[Any, Iterable[Manifest]]
 
 
 def plain(body: Mapping[str, Any]) -> Manifest:
-    """The object as a dict of its own, without the bookkeeping of field managers, which is larger than the rest."""
+    """The object as a dict of its own, without the bookkeeping of field managers, which is larger than the
+    rest.
+    """
     copy: Manifest = json.loads(json.dumps(dict(body)))
     copy["metadata"].pop("managedFields", None)
     return copy
+
+
+def key_of(body: Mapping[str, Any]) -> Key:
+    """The key of a model itself."""
+    return str(body["metadata"]["namespace"]), str(body["metadata"]["name"])
 
 
 def owner_of(body: Mapping[str, Any]) -> Key:
@@ -63,7 +71,11 @@ class Indices:
     def node_facts(self, product_label: str) -> tuple[NodeFacts, ...]:
         return tuple(
             sorted(
-                (NodeFacts.from_node(body, product_label) for bodies in self.nodes.values() for body in bodies),
+                (
+                    NodeFacts.from_node(body, product_label)
+                    for bodies in self.nodes.values()
+                    for body in bodies
+                ),
                 key=lambda node: node.name,
             )
         )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which KubeRay the cluster has, read from what the API server says it serves.
 
-The operator may not list CRDs, and a version number in a Deployment's image tag says nothing on a cluster with
-its own builds. The published schema does: token authentication and suspend are fields of RayService.
+The operator may not list CRDs, and a version number in a Deployment's image tag says nothing on a cluster
+with its own builds. The published schema does: token authentication and suspend are fields of RayService.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 """The heart beat of the control plane: which object is looked at next, and when.
 
 Pure asyncio, no Kubernetes: handlers add keys, workers take them. It stands between `handlers` (something
-may have changed) and `reconcile` (look and act). The key is the lock: two runs of one key never overlap, any
-number of adds before a run are one run, and an add during a run is exactly one more run after it.
+may have changed) and `reconcile` (look and act). The key is the lock: two runs of one key never overlap,
+any number of adds before a run are one run, and an add during a run is exactly one more run after it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ def backoff(failures: int, spread: float, first: float = BACKOFF_FIRST, last: fl
     return max(first, full * (1.0 - 0.2 * spread))
 
 
+class TryLater(Exception):
+    """Raised by a run that did what it could: look again with backoff. An expected state, not a defect."""
+
+
 class WorkQueue(Generic[K]):
     """Runs `run(key)` once at a time per key; the float it returns asks for another run in so many s."""
 
@@ -58,6 +62,7 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._not_before: dict[K, float] = {}
         self._changed = asyncio.Event()
+        self._idle = asyncio.Event()
         self._held = False
 
     # -- adding -------------------------------------------------------------------------------------------
@@ -96,16 +101,16 @@ class WorkQueue(Generic[K]):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    @contextlib.asynccontextmanager
-    async def held(self) -> AsyncIterator[None]:
-        """No run starts inside this block, and none is in flight: for when the watches are rebuilt."""
+    async def hold(self) -> None:
+        """Starts no more runs and waits for those in flight: what they look at is about to be rebuilt."""
         self._held = True
-        try:
-            while self._running:
-                self._changed.clear()
-                await self._changed.wait()
-            yield
-        finally:
+        while self._running:
+            self._idle.clear()
+            await self._idle.wait()
+
+    def open(self) -> None:
+        """Runs may start (again). Cheap to call when they may already."""
+        if self._held:
             self._held = False
             self._changed.set()
 
@@ -116,16 +121,21 @@ class WorkQueue(Generic[K]):
                 await self._run_one(key)
             finally:
                 self._running.discard(key)
+                self._idle.set()
                 self._changed.set()
 
     async def _run_one(self, key: K) -> None:
         started = self._now()
         try:
             again = await self._run(key)
-        except Exception:
+        except Exception as error:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             wait = backoff(failures, self._spread())
-            logger.exception("%s: failed %d times in a row, next try in %.0f s", key, failures, wait)
+            trace = None if isinstance(error, TryLater) else error
+            words = "%s: %s (%d times in a row, next try in %.0f s)"
+            logger.log(
+                logging.ERROR if trace else logging.INFO, words, key, error, failures, wait, exc_info=trace
+            )
             self._not_before[key] = started + BACKOFF_FIRST
             self._postpone(key)
             self.add_after(key, wait)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sovereign_operator.workqueue import WorkQueue, backoff
+from sovereign_operator.workqueue import TryLater, WorkQueue, backoff
 
 
 class JumpingSelector(selectors.DefaultSelector):
@@ -218,15 +218,34 @@ def test_while_held_nothing_runs_and_what_was_added_runs_afterwards() -> None:
         queue.add("a")
         async with queue.working():
             await asyncio.sleep(1)
-            async with queue.held():
-                assert now() == 3  # the run in flight was waited for
-                queue.add("b")
-                await asyncio.sleep(10)
-                assert run.runs == [(0, "a")]
+            await queue.hold()
+            assert now() == 3  # the run in flight was waited for
+            queue.add("b")
+            await asyncio.sleep(10)
+            assert run.runs == [(0, "a")]
+            queue.open()
             await asyncio.sleep(1)
             assert run.runs == [(0, "a"), (13, "b")]
 
     on_jumping_clock(story)
+
+
+def test_a_run_that_asks_for_later_backs_off_without_a_stack_trace(caplog: pytest.LogCaptureFixture) -> None:
+    async def story() -> None:
+        async def answer(key: str) -> None:
+            raise TryLater("the registry does not answer")
+
+        run = Recorder(answer)
+        queue = a_queue(run, resync_seconds=1e9)
+        queue.add("a")
+        with caplog.at_level("INFO"):
+            async with queue.working():
+                await asyncio.sleep(4)
+        assert run.runs == [(0, "a"), (1, "a"), (3, "a")]
+
+    on_jumping_clock(story)
+    assert [record.levelname for record in caplog.records] == ["INFO"] * 3
+    assert not any(record.exc_info for record in caplog.records)
 
 
 @pytest.mark.parametrize("failures", [1, 2, 5, 9, 40, 5000])

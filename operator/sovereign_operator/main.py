@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process: configuration, logs, one connection, the work queue, and kopf's watches under a
+supervisor.
+
+kopf resolves what to watch once, at its start. When KubeRay appears or goes, or a watch dies, the watches
+are rebuilt inside the process while the queue holds still; nothing else is lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import kopf
+import yaml
+from pydantic import ValidationError
+
+from sovereign_operator import handlers
+from sovereign_operator.carry_out import Executor
+from sovereign_operator.cluster import Cluster, connected
+from sovereign_operator.config import CONFIG_ENVIRONMENT, DEFAULT_CONFIG_PATH, OperatorConfig, parse_config
+from sovereign_operator.indices import Indices, Key, NodeWatch
+from sovereign_operator.kuberay import KubeRayWatch
+from sovereign_operator.observe import Senses
+from sovereign_operator.progress import ProgressReader
+from sovereign_operator.reconcile import Reconciler
+from sovereign_operator.registry import RegistryReader
+from sovereign_operator.workqueue import WorkQueue, backoff
+
+logger = logging.getLogger(__name__)
+
+EXIT_USAGE: Final = 2
+GRACE_SECONDS: Final = 5.0
+# One line never floods a log: messages of others (API servers, schedulers) come in any length.
+MAX_LINE: Final = 2000
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object per line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": when, "level": record.levelname, "logger": record.name, "message": _cut(text)}
+        return json.dumps(line, ensure_ascii=False)
+
+
+class PlainLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return _cut(super().format(record))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_LINE else f"{text[:MAX_LINE]}… ({len(text)} characters)"
+
+
+def configure_logs(form: str, level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    plain = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(JsonLines() if form == "json" else PlainLines(plain))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    # kopf tells of every event that it handles; we tell of what we do.
+    for name in ("kopf", "aiohttp.access", "asyncio"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+async def run(config: OperatorConfig, liveness: str | None) -> None:
+    """Runs until the process is told to stop."""
+    async with connected() as cluster, aiohttp.ClientSession() as session:
+        await operate(config, cluster, session, liveness)
+
+
+async def operate(
+    config: OperatorConfig, cluster: Cluster, session: aiohttp.ClientSession, liveness: str | None
+) -> None:
+    indices, rebuild = Indices(), asyncio.Event()
+    kuberay = KubeRayWatch(cluster.openapi, lambda present: rebuild.set())
+    senses = Senses(
+        cluster, indices, RegistryReader(session, config.registry), ProgressReader(session), kuberay, config
+    )
+    reconciler = Reconciler(senses, Executor(cluster, kuberay, config.system_namespace))
+    queue: WorkQueue[Key] = WorkQueue(
+        reconciler, known=indices.keys, resync_seconds=float(config.resync_seconds)
+    )
+    registry = handlers.registry(queue, indices, NodeWatch(config.product_label, queue.add_all))
+    async with queue.working():
+        await supervise(config, queue, registry, rebuild, liveness)
+
+
+async def supervise(
+    config: OperatorConfig,
+    queue: WorkQueue[Key],
+    registry: kopf.OperatorRegistry,
+    rebuild: asyncio.Event,
+    liveness: str | None,
+) -> None:
+    """Keeps the watches up. Returns when kopf was ended by a signal."""
+    namespaces = (
+        sorted({*config.watch_namespaces, config.system_namespace}) if config.watch_namespaces else []
+    )
+    failures = 0
+    while True:
+        await queue.hold()  # the first event opens it again
+        rebuild.clear()
+        started = asyncio.get_running_loop().time()
+        try:
+            await kopf.operator(
+                registry=registry,
+                standalone=True,
+                clusterwide=not namespaces,
+                namespaces=namespaces,
+                liveness_endpoint=liveness,
+                stop_flag=rebuild,
+            )
+        except Exception as error:
+            lived = asyncio.get_running_loop().time() - started
+            failures = 1 if lived > 60 else failures + 1
+            wait = backoff(failures, 0.0, last=60.0)
+            logger.error("the watches ended (%s: %s); next try in %.0f s", type(error).__name__, error, wait)
+            _default_signals()
+            await asyncio.sleep(wait)
+            continue
+        if not rebuild.is_set():
+            break
+        logger.info("what the cluster serves has changed: the watches are rebuilt")
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GRACE_SECONDS):
+            await queue.hold()
+
+
+def _default_signals() -> None:
+    """kopf leaves its signal handlers behind, bound to a run that is over."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(number)
+
+
+def read_config(path: Path) -> OperatorConfig:
+    """Raises SystemExit with a sentence where the file is missing or wrong."""
+    try:
+        return parse_config(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        sys.stderr.write(f"Expected the operator's configuration at {path}: {error.strerror}.\n")
+    except (ValidationError, yaml.YAMLError) as error:
+        sys.stderr.write(f"{path} is not a valid configuration: {error}\n")
+    raise SystemExit(EXIT_USAGE)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script `sovereign-operator`."""
+    parser = argparse.ArgumentParser(
+        prog="sovereign-operator",
+        description="Serves SovereignModel objects. The API server comes from KUBECONFIG "
+        "or from the pod's service account.",
+    )
+    place = Path(os.environ.get(CONFIG_ENVIRONMENT, str(DEFAULT_CONFIG_PATH)))
+    parser.add_argument(
+        "--config", type=Path, default=place, help=f"configuration file (${CONFIG_ENVIRONMENT})"
+    )
+    parser.add_argument("--log-format", choices=("json", "plain"), default="json")
+    parser.add_argument("--log-level", choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
+    parser.add_argument(
+        "--liveness",
+        default="http://0.0.0.0:8080/healthz",
+        help="address of the health endpoint; empty: none",
+    )
+    options = parser.parse_args(arguments)
+    configure_logs(options.log_format, options.log_level)
+    asyncio.run(run(read_config(options.config), options.liveness or None))
+
+
+if __name__ == "__main__":
+    main()

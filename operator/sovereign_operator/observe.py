@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the world once, into one frozen value. All reading of a reconcile happens here.
+
+The model itself is a live GET. Children come from the watches; what they do not show is asked for before
+it is judged absent, because a watch may only be late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from sovereign_operator.api import LABEL_MODEL, LABEL_OWNER, LABEL_OWNER_NAMESPACE, SovereignModel
+from sovereign_operator.cluster import JOB, MODEL, POD, RAY_CLUSTER, RAY_SERVICE, SECRET, Cluster
+from sovereign_operator.config import OperatorConfig
+from sovereign_operator.indices import Indices, Key
+from sovereign_operator.kuberay import KubeRayWatch
+from sovereign_operator.progress import ProgressReader
+from sovereign_operator.registry import NOT_THERE, Found, RegistryReader
+from sovereign_operator.values import Manifest
+from sovereign_operator.wanted import Unrenderable, Wanted, wanted
+from sovereign_operator.world import World, is_dying, name_of
+
+
+@dataclass(frozen=True, slots=True)
+class Senses:
+    """Everything that can be asked."""
+
+    cluster: Cluster
+    indices: Indices
+    registry: RegistryReader
+    progress: ProgressReader
+    kuberay: KubeRayWatch
+    config: OperatorConfig
+
+
+async def observe(key: Key, senses: Senses) -> tuple[World, Wanted | None]:
+    """What concerns this model now. No Wanted: it is gone, going, or cannot be read."""
+    namespace, name = key
+    body = await senses.cluster.get(MODEL, namespace, name)
+    world = World(key=key, now=datetime.now(UTC), body=body)
+    if body is None or is_dying(body):
+        return await _what_is_left(world, senses), None
+    try:
+        model = SovereignModel.parse(body)
+        wants = wanted(model, senses.config)
+    except ValidationError as error:
+        return _unreadable(world, "; ".join(_defects(error))), None
+    except Unrenderable as error:
+        return _unreadable(world, str(error)), None
+    return await _alive(world, model, wants, senses), wants
+
+
+async def _alive(world: World, model: SovereignModel, wants: Wanted, senses: Senses) -> World:
+    indices, key = senses.indices, world.key
+    found = await senses.registry.find(wants.repository, wants.target)
+    jobs = indices.of(indices.jobs, key)
+    job_pods = tuple(pod for pod in indices.of(indices.pods, key) if not _is_sealed(pod))
+    if found == NOT_THERE and wants.job is not None:
+        jobs = await _with_job(jobs, wants.job, senses)
+    service = await _ray_service(key, senses)
+    return World(
+        key=key,
+        now=world.now,
+        body=world.body,
+        model=model,
+        policies=indices.of(indices.policies, key),
+        ray_service=service,
+        ray_clusters=indices.of(indices.ray_clusters, key),
+        pods=tuple(pod for pod in indices.of(indices.pods, key) if _is_sealed(pod)),
+        jobs=jobs,
+        job_pods=job_pods,
+        progress=await senses.progress.of(key, job_pods) if jobs else None,
+        found=found,
+        token_missing=await _token_missing(model, found, jobs, senses),
+        nodes=indices.node_facts(senses.config.product_label),
+        kuberay=await senses.kuberay.state(),
+    )
+
+
+async def _what_is_left(world: World, senses: Senses) -> World:
+    """The remains of a model that goes: policies are let go on this evidence, so all of it is live."""
+    cluster, indices, (namespace, name) = senses.cluster, senses.indices, world.key
+    owner = f"{LABEL_OWNER}={name}"
+    jobs = await cluster.list(
+        JOB, senses.config.system_namespace, f"{owner},{LABEL_OWNER_NAMESPACE}={namespace}"
+    )
+    return World(
+        key=world.key,
+        now=world.now,
+        body=world.body,
+        policies=indices.of(indices.policies, world.key),
+        ray_service=await cluster.get(RAY_SERVICE, namespace, name),
+        ray_clusters=tuple(await cluster.list(RAY_CLUSTER, namespace, owner)),
+        pods=tuple(await cluster.list(POD, namespace, f"{LABEL_MODEL}={name}")),
+        jobs=tuple({**job, "apiVersion": JOB.api_version, "kind": JOB.kind} for job in jobs),
+    )
+
+
+async def _with_job(jobs: tuple[Manifest, ...], wanted_job: Manifest, senses: Senses) -> tuple[Manifest, ...]:
+    if any(name_of(job) == name_of(wanted_job) for job in jobs):
+        return jobs
+    live = await senses.cluster.get(JOB, senses.config.system_namespace, name_of(wanted_job))
+    return jobs if live is None else (*jobs, live)
+
+
+async def _ray_service(key: Key, senses: Senses) -> Manifest | None:
+    seen = senses.indices.of(senses.indices.ray_services, key)
+    if seen:
+        return seen[0]
+    return await senses.cluster.get(RAY_SERVICE, *key)
+
+
+async def _token_missing(
+    model: SovereignModel, found: Found, jobs: tuple[Manifest, ...], senses: Senses
+) -> bool:
+    """Whether the hub token that the spec names is absent. Asked only before a mirror Job is started."""
+    hub = model.spec.source.hugging_face
+    if hub is None or hub.token_secret_ref is None or found != NOT_THERE or jobs:
+        return False
+    secret = await senses.cluster.get(SECRET, model.namespace, hub.token_secret_ref.name)
+    return hub.token_secret_ref.key not in ((secret or {}).get("data") or {})
+
+
+def _is_sealed(pod: Manifest) -> bool:
+    return LABEL_MODEL in (pod["metadata"].get("labels") or {})
+
+
+def _unreadable(world: World, why: str) -> World:
+    return World(key=world.key, now=world.now, body=world.body, unreadable=why[:900])
+
+
+def _defects(error: ValidationError) -> list[str]:
+    return [
+        f"{'.'.join(str(part) for part in defect['loc'])}: {defect['msg']}" for defect in error.errors()[:10]
+    ]

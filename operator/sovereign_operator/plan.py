@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what is seen to what is done: one pure function, its answer a value that `carry_out.py` executes.
+
+The order is the product: policies are seen in force before a RayService exists, a new revision is mirrored
+and verified before the old one is touched, and whatever cannot be said leaves what serves alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sovereign_operator import mirror, reasons, rollout, sealing, serving
+from sovereign_operator.api import FINALIZER, MirrorStatus, SovereignModel
+from sovereign_operator.config import OperatorConfig
+from sovereign_operator.kuberay import RECHECK_SECONDS, KubeRay
+from sovereign_operator.placement import plan as choose_placement
+from sovereign_operator.rollout import Memo, planned_for, stamped
+from sovereign_operator.values import Artifact, Manifest, Placement
+from sovereign_operator.wanted import Unrenderable, Wanted, render
+from sovereign_operator.world import Action, Hold, Stage, World
+
+# What nobody but the user can change about a placement.
+_IMPOSSIBLE = (reasons.PARALLELISM_IMPOSSIBLE, reasons.REMOTE_CODE_REQUIRED, reasons.SPEC_INVALID)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do in order, and what every stage says."""
+
+    mirrored: Stage
+    verified: Stage
+    placed: Stage
+    sealed: Stage
+    serving: Stage
+    blocked: Stage | None = None  # the spec itself keeps anything new from being served
+    moving: Stage | None = None  # a rollout is under way
+    actions: tuple[Action, ...] = ()
+    artifact: Artifact | None = None
+    mirror: MirrorStatus | None = None
+    placement: Placement | None = None
+    policy_hash: str = ""
+    seal_required: bool = False  # the configuration wants a proof that there is not
+    ready_replicas: int = 0
+    serving_artifact: str = ""
+    upgrade_starts: bool = False
+    again: float | None = None
+    unsettled: bool = False
+
+
+def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorConfig) -> Plan:
+    """What this model needs now."""
+    hold: tuple[Action, ...] = () if FINALIZER in model.metadata.finalizers else (Hold(),)
+    seal = sealing.next_step(world.policies, wanted.policies, _was_sealed(model))
+    mirroring = mirror.next_step(world, model, wanted.job, config.external_sources.allowed)
+    verified = _verified(model, mirroring.stage)
+    blocked = spec_defect(model, config)
+    placed, memo = _placed(world, model, mirroring.artifact, config)
+    desired: Manifest | None = None
+    try:
+        desired = _desired(world, model, memo, config)
+    except Unrenderable as error:
+        blocked = blocked or Stage("False", reasons.SPEC_INVALID, str(error), stalled=True)
+    kuberay = _kuberay(world)
+    unproven = config.seal == "Required" and not seal.stage.is_true
+    may_roll = seal.in_force and kuberay is None and (not unproven or model.spec.suspend)
+    held_back = blocked is not None or not verified.is_true or memo is None
+    step = rollout.RolloutStep()
+    if may_roll:
+        step = rollout.next_step(world, model, desired if not held_back or model.spec.suspend else None)
+    view = serving.view(world, model, None if held_back else desired)
+    return Plan(
+        mirrored=mirroring.stage,
+        verified=verified,
+        placed=placed,
+        sealed=seal.stage,
+        serving=kuberay or step.moving or view.stage,
+        blocked=blocked,
+        moving=step.moving,
+        actions=(*hold, *seal.actions, *mirroring.actions, *step.actions),
+        artifact=mirroring.artifact,
+        mirror=mirroring.status,
+        placement=memo.placement if memo else None,
+        policy_hash=seal.policy_hash,
+        seal_required=unproven,
+        ready_replicas=0 if model.spec.suspend else view.ready_replicas,
+        serving_artifact=view.artifact,
+        upgrade_starts=step.upgrade_starts,
+        again=_soonest(mirroring.again, RECHECK_SECONDS if kuberay else None),
+        unsettled=mirroring.unsettled,
+    )
+
+
+def spec_defect(model: SovereignModel, config: OperatorConfig) -> Stage | None:
+    """What the API server accepts and this operator does not serve."""
+    spec = model.spec
+    image = spec.serving.image
+    if config.images.require_digest and "@sha256:" not in image:
+        return _stalled(
+            reasons.IMAGE_NOT_PINNED,
+            f"Expected spec.serving.image with a digest (…@sha256:…), found {image}. A tag can be moved; "
+            "name the digest, or set images.requireDigest to false in the operator's configuration.",
+        )
+    if spec.delivery.mode != "ephemeral":
+        return _stalled(
+            reasons.DELIVERY_MODE_UNAVAILABLE,
+            f"delivery.mode {spec.delivery.mode} is not available in this version; use ephemeral.",
+        )
+    if spec.serving.adapters:
+        return _stalled(
+            reasons.ADAPTERS_UNAVAILABLE,
+            "serving.adapters are not delivered in this version; remove them.",
+        )
+    return None
+
+
+def _verified(model: SovereignModel, mirrored: Stage) -> Stage:
+    if model.spec.verification.keys_secret_ref is not None:
+        return _stalled(
+            reasons.SIGNATURES_UNAVAILABLE,
+            "verification.keysSecretRef asks for signatures, which this version cannot check; a model whose "
+            "signatures were not checked is not served.",
+        )
+    if not mirrored.is_true:
+        return Stage("Unknown", reasons.WAITING, "There is no artifact yet.")
+    return Stage(
+        "True",
+        reasons.DIGESTS_VERIFIED,
+        "Every file's digest was checked while mirroring; no signing keys are configured for this model.",
+    )
+
+
+def _placed(
+    world: World, model: SovereignModel, artifact: Artifact | None, config: OperatorConfig
+) -> tuple[Stage, Memo | None]:
+    """The placement in force where it was chosen for the same wishes, else a new one."""
+    if artifact is None:
+        return Stage("Unknown", reasons.WAITING, "There is no artifact to place yet."), None
+    purpose = planned_for(model, artifact)
+    memo = Memo.of(world.ray_service)
+    if memo is None or memo.planned_for != purpose:
+        found = choose_placement(model.spec, artifact.facts, world.nodes, config)
+        if not isinstance(found, Placement):
+            stalled = found.reason in _IMPOSSIBLE
+            return Stage("False", found.reason, found.message, stalled), None
+        memo = Memo(purpose, artifact, found)
+    return Stage("True", reasons.PLACEMENT_CHOSEN, memo.placement.why or "Placed."), memo
+
+
+def _desired(
+    world: World, model: SovereignModel, memo: Memo | None, config: OperatorConfig
+) -> Manifest | None:
+    """The RayService that is wanted. To suspend, what is there is good enough to render from."""
+    if memo is None and model.spec.suspend:
+        memo = Memo.of(world.ray_service)
+    if memo is None:
+        return None
+    return stamped(render(model, memo.artifact, memo.placement, config), memo)
+
+
+def _kuberay(world: World) -> Stage | None:
+    match world.kuberay:
+        case KubeRay.MISSING:
+            words = (
+                "The cluster has no RayService API. Install KubeRay 1.7 or newer; it is noticed by itself."
+            )
+            return _stalled(reasons.KUBERAY_MISSING, words)
+        case KubeRay.TOO_OLD:
+            words = (
+                "This KubeRay's RayService has no token authentication or no suspend. Expected KubeRay 1.7 "
+                "or newer; an update is noticed by itself."
+            )
+            return _stalled(reasons.KUBERAY_TOO_OLD, words)
+    return None
+
+
+def _was_sealed(model: SovereignModel) -> bool:
+    """Policies were in force once, so a missing one is somebody's doing."""
+    return model.status.egress is not None and bool(model.status.egress.policy_hash)
+
+
+def _stalled(reason: str, words: str) -> Stage:
+    return Stage("False", reason, words, stalled=True)
+
+
+def _soonest(*moments: float | None) -> float | None:
+    return min((moment for moment in moments if moment is not None), default=None)

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network policies of one model: in force before its first pod, and for as long as one is left. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from sovereign_operator import reasons
+from sovereign_operator.api import ANNOTATION_RENDERED, FINALIZER
+from sovereign_operator.rollout import first_difference, needs_apply
+from sovereign_operator.values import Manifest
+from sovereign_operator.world import (
+    Action,
+    Apply,
+    Delete,
+    Release,
+    Reseal,
+    Stage,
+    annotation,
+    is_dying,
+    name_of,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SealingStep:
+    """`in_force`: every policy was seen as rendered. No pod may be created before."""
+
+    stage: Stage
+    policy_hash: str
+    in_force: bool
+    actions: tuple[Action, ...] = ()
+
+
+def next_step(live: tuple[Manifest, ...], desired: tuple[Manifest, ...], sealed_before: bool) -> SealingStep:
+    """What puts the policies in force. `sealed_before`: they were once, so a gap is somebody's doing."""
+    by_name = {name_of(policy): policy for policy in live}
+    actions: list[Action] = []
+    in_force = True
+    for wanted in desired:
+        found = by_name.pop(name_of(wanted), None)
+        if found is None:
+            actions.append(Apply(wanted, restores=sealed_before))
+        elif is_dying(found):
+            in_force = False  # it still denies; without our finalizer it goes by itself and is put back then
+            if FINALIZER in found["metadata"].get("finalizers", ()):
+                actions.append(Reseal(found, wanted))
+        elif needs_apply(found, wanted):
+            same = annotation(found, ANNOTATION_RENDERED) == annotation(wanted, ANNOTATION_RENDERED)
+            drift = first_difference(found, wanted) if same else ""
+            actions.append(Apply(wanted, restores=same, drifted_at=drift))
+    in_force = in_force and not actions
+    if in_force:
+        actions.extend(removal(tuple(by_name.values())))
+    return SealingStep(_stage(in_force, len(desired)), policy_hash(desired), in_force, tuple(actions))
+
+
+def removal(policies: tuple[Manifest, ...]) -> tuple[Action, ...]:
+    """Deletes policies and lets them go: only for those that no pod needs any more."""
+    return tuple(
+        action
+        for policy in sorted(policies, key=name_of)
+        for action in ((Release(policy),) if is_dying(policy) else (Delete(policy), Release(policy)))
+    )
+
+
+def policy_hash(desired: tuple[Manifest, ...]) -> str:
+    """Which policies a probe's verdict is about."""
+    specs = {name_of(policy): policy["spec"] for policy in desired}
+    return hashlib.sha256(json.dumps(specs, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stage(in_force: bool, count: int) -> Stage:
+    if in_force:
+        words = f"{count} policies are in force in the API; whether the network enforces them was not proven."
+        return Stage("Unknown", reasons.NOT_PROBED, words)
+    return Stage("False", reasons.POLICY_MISSING, "Policies are being put in force, before anything else.")

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One look at everything that concerns one model, and the vocabulary of what may be done about it.
+
+`observe.py` makes a World, the planning modules (`mirror`, `rollout`, `sealing`, `deletion`, `plan`) turn
+it into Actions without asking anybody, `carry_out.py` does them in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from sovereign_operator.api import SovereignModel
+from sovereign_operator.indices import Key
+from sovereign_operator.kuberay import KubeRay
+from sovereign_operator.registry import NOT_THERE, Found
+from sovereign_operator.values import Manifest, MirrorProgress, NodeFacts
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What was seen. `body` is the model as the API server sent it, None where there is none (any more)."""
+
+    key: Key
+    now: datetime
+    body: Manifest | None = None
+    model: SovereignModel | None = None  # None with a body: it could not be read, `unreadable` says why
+    unreadable: str = ""
+    policies: tuple[Manifest, ...] = ()
+    ray_service: Manifest | None = None
+    ray_clusters: tuple[Manifest, ...] = ()
+    pods: tuple[Manifest, ...] = ()  # of the sealed set
+    jobs: tuple[Manifest, ...] = ()
+    job_pods: tuple[Manifest, ...] = ()
+    progress: MirrorProgress | None = None
+    found: Found = NOT_THERE
+    token_missing: bool = False
+    nodes: tuple[NodeFacts, ...] = ()
+    kuberay: KubeRay = KubeRay.SUPPORTED
+
+    @property
+    def is_being_deleted(self) -> bool:
+        return self.body is not None and "deletionTimestamp" in self.body["metadata"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One condition as the planning sees it. `stalled`: nothing changes until a person does something."""
+
+    status: Literal["True", "False", "Unknown"]
+    reason: str
+    message: str
+    stalled: bool = False
+
+    @property
+    def is_true(self) -> bool:
+        return self.status == "True"
+
+
+# -- what may be done -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Put our finalizer on the model: before its first child."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Take our finalizer off an object."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Server-side apply. `restores`: somebody deleted or changed what we rendered; `drifted_at`: where."""
+
+    manifest: Manifest
+    restores: bool = False
+    drifted_at: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reseal:
+    """Put back a policy that somebody is deleting, without a moment in which nothing is denied."""
+
+    dying: Manifest
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Create what must not exist twice: a live GET first."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class CopyToken:
+    """Copy one key of a Secret beside the mirror Job, owned by it."""
+
+    job: str
+    secret: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    manifest: Manifest
+    foreground: bool = False
+
+
+Action = Hold | Release | Apply | Reseal | Create | CopyToken | Delete
+
+
+# -- small readings ---------------------------------------------------------------------------------------
+
+
+def name_of(manifest: Manifest) -> str:
+    return str(manifest["metadata"]["name"])
+
+
+def annotation(manifest: Manifest, name: str) -> str:
+    return str((manifest["metadata"].get("annotations") or {}).get(name, ""))
+
+
+def is_dying(manifest: Manifest) -> bool:
+    return bool(manifest["metadata"].get("deletionTimestamp"))
+
+
+def condition_of(manifest: Manifest, kind: str) -> Manifest:
+    """A condition from an object's status, or an empty one."""
+    for condition in (manifest.get("status") or {}).get("conditions") or ():
+        if condition.get("type") == kind:
+            return dict(condition)
+    return {}
+
+
+def moment(stamp: str | None) -> datetime | None:
+    """A Kubernetes time stamp as a moment."""
+    if not stamp:
+        return None
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).astimezone(UTC)
+
+
+def stamp(when: datetime) -> str:
+    return when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the chart promises, checked on what helm renders: configuration, pods, refused values."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from sovereign_operator.config import parse_config
+from tests.unit.charts.rendering import CHARTS, DIGEST_VALUES, NAMESPACE, Rendered, helm, refusal, render
+
+DIGEST = "sha256:" + "1" * 64
+OWN_REGISTRY = {
+    "registry": {
+        "enabled": False,
+        "host": "registry.example:5443",
+        "writer": "push.registry.example",
+        "pushSecret": "push",
+        "caConfigMap": "site-ca",
+    }
+}
+VARIANTS = {
+    "default": {},
+    "cluster mode": {"clusterMode": True},
+    "two namespaces": {"watchNamespaces": ["research", "models"]},
+    "own registry": OWN_REGISTRY,
+    "TLS": {"registry": {"tls": {"secretName": "registry-tls"}, "caConfigMap": "site-ca"}},
+    "emptyDir": {"registry": {"persistence": {"enabled": False}}},
+    "external sources": {"externalSources": {"allowed": True, "endpoint": "http://hub.lab:8000"}},
+    "everything set": {
+        "images": {"pullSecrets": ["pull"]},
+        "operator": {
+            "nodeSelector": {"a": "b"},
+            "tolerations": [{"operator": "Exists"}],
+            "priorityClassName": "high",
+        },
+        "prometheus": {"namespace": "monitoring"},
+        "networkPolicies": {"apiServer": {"cidrs": ["10.0.0.1/32"], "ports": [6443]}},
+        "registry": {"pushSecret": "push", "serverSecret": "server", "persistence": {"storageClass": "fast"}},
+        "seal": "Required",
+    },
+}
+
+
+@pytest.fixture(params=VARIANTS, scope="module")
+def rendered(request: pytest.FixtureRequest) -> Rendered:
+    return render(values=VARIANTS[request.param])
+
+
+def test_the_configuration_is_what_the_operator_reads(rendered: Rendered) -> None:
+    config = parse_config(rendered.config())  # refuses unknown keys
+    assert config.system_namespace == NAMESPACE
+    assert "@sha256:" in config.images.airgap
+
+
+def test_the_configuration_says_what_the_values_say() -> None:
+    config = parse_config(
+        render(values={**VARIANTS["everything set"], "watchNamespaces": ["b", "a"]}).config()
+    )
+    assert config.watch_namespaces == ("a", "b")
+    assert config.prometheus.namespace == "monitoring"
+    assert config.seal == "Required"
+    assert config.registry.push_secret == "push"
+    assert config.registry_pods.namespace == NAMESPACE
+
+    own = parse_config(render(values=OWN_REGISTRY).config())
+    assert own.registry.host == "registry.example:5443"
+    assert own.registry.writer == "push.registry.example"
+    assert own.registry.ca_config_map == "site-ca"
+    assert not own.registry.plain_http
+    assert own.registry_pods.namespace is None
+
+
+def test_defaults_of_the_chart_are_defaults_of_the_operator() -> None:
+    """A value that is missing from the file must not mean something else than the chart's default."""
+    config = parse_config(render().config())
+    bare = parse_config(yaml.safe_dump({"registry": {"host": "h", "writer": "w"}, "images": {"airgap": "a"}}))
+    for field in (
+        "seal",
+        "product_label",
+        "kuberay",
+        "dns",
+        "prometheus",
+        "cluster_domain",
+        "resync_seconds",
+    ):
+        assert getattr(config, field) == getattr(bare, field), field
+    assert config.external_sources == bare.external_sources
+    assert config.registry.push_secret == bare.registry.push_secret
+    assert config.registry_pods.labels == bare.registry_pods.labels
+
+
+def test_cluster_mode_watches_everything() -> None:
+    assert parse_config(render(values={"clusterMode": True}).config()).watch_namespaces == ()
+
+
+def test_tls_of_the_registry_is_what_the_operator_is_told() -> None:
+    assert parse_config(render().config()).registry.plain_http
+    assert not parse_config(render(values=VARIANTS["TLS"]).config()).registry.plain_http
+
+
+def test_a_changed_configuration_restarts_the_operator() -> None:
+    def checksum(values: dict[str, object]) -> str:
+        template = render(values=values).one("Deployment", "sovereign-operator")["spec"]["template"]
+        return str(template["metadata"]["annotations"]["checksum/config"])
+
+    assert checksum({}) == checksum({"operator": {"podAnnotations": {"a": "b"}}})
+    assert checksum({}) != checksum({"seal": "Required"})
+
+
+def test_there_is_one_operator_and_never_two() -> None:
+    spec = render().one("Deployment", "sovereign-operator")["spec"]
+    assert spec["replicas"] == 1
+    assert spec["strategy"] == {"type": "Recreate"}
+
+
+def test_every_pod_is_restricted(rendered: Rendered) -> None:
+    for name, pod in rendered.pod_specs():
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True, name
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys(), name
+        for volume in pod["volumes"]:
+            assert volume.keys() - {"name"} <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, (
+                name
+            )
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            own = container["securityContext"]
+            assert own == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }, (name, container["name"])
+            assert {"requests", "limits"} <= container["resources"].keys(), (name, container["name"])
+
+
+def test_only_the_operator_has_a_token(rendered: Rendered) -> None:
+    for name, pod in rendered.pod_specs():
+        assert pod["automountServiceAccountToken"] is (name == "sovereign-operator"), name
+
+
+def test_every_image_is_pinned(rendered: Rendered) -> None:
+    for _, pod in rendered.pod_specs():
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            assert re.fullmatch(r"\S+@sha256:[0-9a-f]{64}", container["image"])
+
+
+def test_long_running_containers_are_probed() -> None:
+    for name, pod in render().pod_specs():
+        for container in pod["containers"]:
+            if pod.get("restartPolicy") != "Never":
+                assert {"livenessProbe", "readinessProbe"} <= container.keys(), (name, container["name"])
+
+
+def test_everything_lies_in_the_release_or_in_a_watched_namespace() -> None:
+    for manifest in render(values={"watchNamespaces": ["one", "two"]}).manifests:
+        assert manifest["metadata"].get("namespace", NAMESPACE) in (NAMESPACE, "one", "two")
+
+
+def test_the_charts_pass_lint() -> None:
+    for chart, values in (("sovereign-operator", DIGEST_VALUES), ("sovereign-crds", None)):
+        done = helm("lint", "--strict", str(CHARTS / chart), *(["--values", str(values)] if values else []))
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+REFUSED = {
+    "a tag instead of a digest": ({"images": {"operator": "registry.example/operator:v1"}}, "operator"),
+    "a misspelt key": ({"watchNamespace": ["models"]}, "watchNamespace"),
+    "no namespace to watch": ({"watchNamespaces": []}, "watchNamespaces"),
+    "no operator image": ({"images": {"operator": ""}}, "images.operator is needed"),
+    "no registry image": ({"images": {"registry": ""}}, "images.registry is needed"),
+    "a push secret without its other half": ({"registry": {"pushSecret": "push"}}, "go together"),
+    "an own registry without its address": ({"registry": {"enabled": False}}, "host"),
+    "a claim that only one pod may use": (
+        {"registry": {"persistence": {"accessModes": ["ReadWriteOncePod"]}}},
+        "accessModes",
+    ),
+    "an endpoint with a path": ({"externalSources": {"endpoint": "https://hub.example/api"}}, "endpoint"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_values_are_named(case: str) -> None:
+    values, named = REFUSED[case]
+    assert named in refusal(values)
+
+
+def test_tags_are_taken_where_digests_are_not_required() -> None:
+    values = {"images": {"requireDigest": False, "operator": "registry.example/operator:v1"}}
+    rendered = render(values=values)
+    assert not parse_config(rendered.config()).images.require_digest
+    image = rendered.one("Deployment", "sovereign-operator")["spec"]["template"]["spec"]["containers"][0][
+        "image"
+    ]
+    assert image == "registry.example/operator:v1"
+
+
+def test_the_schema_needs_no_network_and_knows_every_value() -> None:
+    schema = json.loads((CHARTS / "sovereign-operator" / "values.schema.json").read_text())
+    references = re.findall(r'"\$ref": "([^"]+)"', json.dumps(schema))
+    assert references
+    assert all(reference.startswith("#/") for reference in references)
+
+    values = yaml.safe_load((CHARTS / "sovereign-operator" / "values.yaml").read_text())
+    _every_key_is_a_string(values)
+    assert values.keys() == schema["properties"].keys() - {"global"}
+
+
+def _every_key_is_a_string(value: object) -> None:
+    """A key `on` or `n` would be read as a boolean."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            assert isinstance(key, str), key
+            assert key not in ("n", "y", "on", "off"), key
+            _every_key_is_a_string(child)

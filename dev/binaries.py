@@ -36,7 +36,7 @@ class BuildFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Program:
-    """What `go build` makes one file of: a module in dev/go/ and a package, plus names it is also called by."""
+    """What `go build` makes one file of: a module in dev/go/, a package, and names it is also called by."""
 
     module: str
     package: str = "."
@@ -60,7 +60,8 @@ _CNI = "github.com/containernetworking/plugins/plugins"
 PROGRAMS: dict[str, Program] = {
     "kube": Program(
         "kube",
-        ldflags=f"-s -w -X {_VERSION}.gitVersion=v{KUBERNETES} -X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=36",
+        ldflags=f"-s -w -X {_VERSION}.gitVersion=v{KUBERNETES} "
+        f"-X {_VERSION}.gitMajor=1 -X {_VERSION}.gitMinor=36",
         links=KUBE_COMPONENTS,
     ),
     "containerd": Program(

@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("up", _up, "start it; what runs already is kept"),
         ("down", _down, "end everything it started and remove its folder"),
         ("status", _status, "what runs; exit 1 if the API does not answer"),
-        ("env", _env, "print shell exports: eval \"$(python -m dev cluster env)\""),
+        ("env", _env, 'print shell exports: eval "$(python -m dev cluster env)"'),
     ):
         verb = verbs.add_parser(name, help=summary, description=summary)
         verb.add_argument("--name", default=DEFAULT_NAME, help=f"default: {DEFAULT_NAME}")
@@ -52,7 +52,7 @@ def _say(line: str) -> None:
 
 def _up(arguments: argparse.Namespace) -> int:
     if _uses_kind():
-        from dev.cluster import kind
+        import dev.cluster.kind as kind
 
         print(f"kubeconfig: {kind.up(arguments.name)}")
         return 0
@@ -67,7 +67,7 @@ def _up(arguments: argparse.Namespace) -> int:
 
 def _down(arguments: argparse.Namespace) -> int:
     if _uses_kind():
-        from dev.cluster import kind
+        import dev.cluster.kind as kind
 
         kind.down(arguments.name)
         return 0

@@ -37,7 +37,7 @@ ENVIRONMENT = {"NO_PROXY": "*", "no_proxy": "*"}
 
 
 def start(cluster: Cluster) -> Cluster:
-    """Bring all four up and return when the API answers and controllers work; starting what runs is a no-op."""
+    """Bring all four up, return when the API answers and controllers work; what runs already is kept."""
     cluster.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     _write_identities(cluster)
     for attempt in range(3):
@@ -81,11 +81,14 @@ def free_port() -> int:
 
 def _with_ports(cluster: Cluster) -> Cluster:
     """Keep the ports of earlier runs, so that a kubeconfig stays valid; choose the missing ones."""
-    chosen = {
-        field: getattr(cluster.settings, field) or free_port()
-        for field in ("api_port", "etcd_port", "etcd_peer_port")
-    }
-    cluster = replace(cluster, settings=replace(cluster.settings, **chosen))
+    known = cluster.settings
+    settings = replace(
+        known,
+        api_port=known.api_port or free_port(),
+        etcd_port=known.etcd_port or free_port(),
+        etcd_peer_port=known.etcd_peer_port or free_port(),
+    )
+    cluster = replace(cluster, settings=settings)
     cluster.save()
     return cluster
 
@@ -98,7 +101,8 @@ def _write_identities(cluster: Cluster) -> None:
     addresses = ["127.0.0.1", NODE_IP, API_SERVICE_IP]
     subprocess.run([str(binary("kube")), "certificates", str(cluster.pki), *addresses], check=True)
     lines = [
-        f'{secrets.token_hex(16)},{user},{name},"{groups}"' for name, (user, groups) in sorted(IDENTITIES.items())
+        f'{secrets.token_hex(16)},{user},{name},"{groups}"'
+        for name, (user, groups) in sorted(IDENTITIES.items())
     ]
     tokens = cluster.pki / "tokens.csv"
     tokens.touch(mode=0o600)
@@ -182,7 +186,11 @@ def _start_api_server(cluster: Cluster) -> None:
         arguments += ["--bind-address=0.0.0.0", f"--advertise-address={NODE_IP}"]
     else:
         # There are no pods: nobody needs the service's endpoint, and nobody outside needs the port.
-        arguments += ["--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none"]
+        arguments += [
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            "--endpoint-reconciler-type=none",
+        ]
     cluster.processes.start("kube-apiserver", [str(binary("kube-apiserver")), *arguments], ENVIRONMENT)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from dev.binaries import CONTROL_PLANE, NODE, BuildFailed, binary
 from dev.cluster import control_plane, state
 from dev.cluster.errors import ClusterError
+from dev.cluster.process import Process
 from dev.cluster.state import Cluster
 
 DEFAULT_NAME = "sovereign"
@@ -86,15 +87,17 @@ class Part:
     detail: str
 
 
+def _part(process: Process) -> Part:
+    detail = f"pid {process.pid}" if process.alive else f"ended; see {process.log}"
+    return Part(process.name, process.alive, detail)
+
+
 def status(name: str = DEFAULT_NAME) -> tuple[Part, ...]:
     """The recorded processes and the API's own opinion; empty if there is no such cluster."""
     cluster = state.load(name)
     if cluster is None:
         return ()
-    parts = [
-        Part(process.name, process.alive, f"pid {process.pid}" if process.alive else f"ended; see {process.log}")
-        for process in cluster.processes.all()
-    ]
+    parts = [_part(process) for process in cluster.processes.all()]
     try:
         ready = control_plane.healthy(cluster)
     except (OSError, KeyError):  # no identities: `up` did not get that far

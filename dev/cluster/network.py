@@ -23,28 +23,29 @@ _LINK = Path("/sys/class/net") / BRIDGE
 
 
 def claim(cluster: Cluster) -> None:
-    """Refuse a machine whose network already has what we would make: another node cluster, another Kubernetes."""
+    """Refuse a machine that already has what we would make: another node cluster, another Kubernetes."""
     owner = _owner()
     if owner == str(cluster.state_dir):
         return
     if owner is not None:
         raise ClusterError(
-            f"The embedded node of another cluster ({owner}) holds this machine's {BRIDGE}, and there can be one at a "
-            f"time; end that one with `python -m dev cluster down --name {Path(owner).name}`."
+            f"The embedded node of another cluster ({owner}) holds this machine's {BRIDGE}, and there can be "
+            f"one at a time; end that one with `python -m dev cluster down --name {Path(owner).name}`."
         )
     for family, table in PROXY_TABLES:
         if _table_exists(family, table):
             raise ClusterError(
-                f"This machine has an nftables table `{family} {table}`, so it seems to be a Kubernetes node already; "
-                f"use another machine, or remove the table if nothing needs it (`nft delete table {family} {table}`)."
+                f"This machine has an nftables table `{family} {table}`, so it seems to be a Kubernetes node "
+                "already; use another machine, or remove the table if nothing needs it "
+                f"(`nft delete table {family} {table}`)."
             )
     for route in json.loads(_run("ip", "-j", "-4", "route", "show") or "[]"):
         destination = "0.0.0.0/32" if route["dst"] == "default" else route["dst"]
         for ours in (POD_CIDR, SERVICE_CIDR):
             if ipaddress.ip_network(destination, strict=False).overlaps(ipaddress.ip_network(ours)):
                 raise ClusterError(
-                    f"This machine has a route to {destination} over {route.get('dev', '?')}, which overlaps the "
-                    f"cluster's own range {ours}; the embedded node cannot run beside it."
+                    f"This machine has a route to {destination} over {route.get('dev', '?')}, which overlaps "
+                    f"the cluster's own range {ours}; the embedded node cannot run beside it."
                 )
 
 
@@ -87,7 +88,7 @@ def guard(table: str, api_port: int) -> str:
             chain forward {{
                 type filter hook forward priority filter - 10; policy accept;
                 iifname "{BRIDGE}" oifname != "{BRIDGE}" counter drop comment "pods stay on this machine"
-                iifname != "{BRIDGE}" oifname "{BRIDGE}" counter drop comment "nothing from outside reaches pods"
+                iifname != "{BRIDGE}" oifname "{BRIDGE}" counter drop comment "nothing outside reaches pods"
             }}
             chain input {{
                 type filter hook input priority filter - 10; policy accept;
@@ -120,7 +121,9 @@ def tear_down(cluster: Cluster) -> None:
 
 
 def _table_exists(family: str, table: str) -> bool:
-    listed = subprocess.run(["nft", "list", "tables", family], capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(
+        ["nft", "list", "tables", family], capture_output=True, text=True, check=False
+    ).stdout
     return f"table {family} {table}" in listed.splitlines()
 
 
@@ -132,7 +135,7 @@ def _run(*command: str, stdin: str | None = None) -> str:
 
 
 def plugin_configuration(folder: Path) -> str:
-    """CNI: addresses from `folder`, a port on the bridge, no gateway set-up (that would switch on forwarding)."""
+    """CNI: addresses from `folder`, a port on the bridge; no gateway: that would switch on forwarding."""
     return json.dumps(
         {
             "cniVersion": "1.0.0",
@@ -150,7 +153,12 @@ def plugin_configuration(folder: Path) -> str:
                         "dataDir": str(folder),
                     },
                 },
-                {"type": "portmap", "capabilities": {"portMappings": True}, "snat": False, "backend": "nftables"},
+                {
+                    "type": "portmap",
+                    "capabilities": {"portMappings": True},
+                    "snat": False,
+                    "backend": "nftables",
+                },
             ],
         },
         indent=1,

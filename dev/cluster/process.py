@@ -19,6 +19,7 @@ from pathlib import Path
 from dev.cluster.errors import ClusterError
 
 TERM_SECONDS = 10.0
+_DETACHED = 'log=$1; shift; "$@" >>"$log" 2>&1 </dev/null & echo $!'
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,21 @@ class Process:
         return birth(self.pid) == self.born
 
     def end(self, patience: float = TERM_SECONDS) -> None:
-        """SIGTERM, once more half-way (etcd wants it), SIGKILL at the end; return when the process is gone."""
-        for number, wait in ((signal.SIGTERM, patience / 2), (signal.SIGTERM, patience / 2), (signal.SIGKILL, 10.0)):
+        """SIGTERM, once more half-way (etcd wants it), SIGKILL at last; return when it is gone."""
+        for number, wait in (
+            (signal.SIGTERM, patience / 2),
+            (signal.SIGTERM, patience / 2),
+            (signal.SIGKILL, 10.0),
+        ):
             if not self.alive:
                 return
             _send(self.pid, number)
             if awaited(lambda: not self.alive, wait, interval=0.02):
                 return
         if self.alive:
-            raise ClusterError(f"{self.name} (pid {self.pid}) does not end, not even by SIGKILL; see {self.log}.")
+            raise ClusterError(
+                f"{self.name} (pid {self.pid}) does not end, not even by SIGKILL; see {self.log}."
+            )
 
     def last_words(self, lines: int = 6) -> str:
         try:
@@ -62,7 +69,7 @@ class ProcessTable:
     def start(
         self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None
     ) -> Process:
-        """Start argv detached (own session, no standard input) and record it; one running under `name` is kept."""
+        """Start argv detached (own session, no input) and record it; one running under `name` is kept."""
         if (running := self.find(name)) and running.alive:
             return running
         self._records.mkdir(parents=True, exist_ok=True)
@@ -70,7 +77,14 @@ class ProcessTable:
         log = log or self._logs / f"{name}.log"
         # The shell forks, prints the pid and leaves, so that init reaps the process and not our caller.
         started = subprocess.run(
-            ["/bin/sh", "-c", 'log=$1; shift; "$@" >>"$log" 2>&1 </dev/null & echo $!', "sh", str(log), *argv],
+            [
+                "/bin/sh",
+                "-c",
+                'log=$1; shift; "$@" >>"$log" 2>&1 </dev/null & echo $!',
+                "sh",
+                str(log),
+                *argv,
+            ],
             env={**os.environ, **(env or {})},
             start_new_session=True,
             capture_output=True,
@@ -108,7 +122,7 @@ def _parse(text: str) -> Process:
 
 
 def birth(pid: int) -> str | None:
-    """Boot and start time of a living process, as one comparable word; None if there is none (or a zombie)."""
+    """Boot and start time of a living process, as one comparable word; None if it is gone or a zombie."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -126,7 +140,9 @@ def _boot() -> str:
 
 
 def _birth_without_proc(pid: int) -> str | None:
-    listed = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     return listed.stdout.strip() or None
 
 
@@ -136,7 +152,9 @@ def _send(pid: int, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     except PermissionError:
-        raise ClusterError(f"Process {pid} belongs to another user; run the command as the one who started it.") from None
+        raise ClusterError(
+            f"Process {pid} belongs to another user; run the command as the one who started it."
+        ) from None
 
 
 def awaited(condition: Callable[[], bool], seconds: float, interval: float = 0.1) -> bool:

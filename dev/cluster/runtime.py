@@ -65,7 +65,7 @@ def start_containerd(cluster: Cluster) -> None:
     base = folder(cluster)
     if len(str(socket(cluster))) > 100:
         raise ClusterError(
-            f"{socket(cluster)} is too long for a socket; set SOVEREIGN_STATE to a folder with a shorter name."
+            f"{socket(cluster)} is too long a name for a socket; set SOVEREIGN_STATE to a shorter folder."
         )
     _place_plugins(cluster)
     hosts = base / "hosts" / cluster.images
@@ -82,7 +82,9 @@ def start_containerd(cluster: Cluster) -> None:
         ENVIRONMENT,
     )
     if not awaited(lambda: _ctr(cluster, "version").returncode == 0, 60):
-        raise ClusterError(f"containerd does not answer; see {cluster.state_dir / 'logs' / 'containerd.log'}.")
+        raise ClusterError(
+            f"containerd does not answer; see {cluster.state_dir / 'logs' / 'containerd.log'}."
+        )
     for reference, program in ((PAUSE_IMAGE, "pause"), (DNS_IMAGE, "coredns")):
         archive = base / f"{program}.tar"
         write_program_image(archive, reference, binary(program))
@@ -162,7 +164,7 @@ def _ctr(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def remove_containers(cluster: Cluster) -> None:
-    """End every container, shim, mount and cgroup of this cluster; containerd and kubelet have ended before."""
+    """End every container, shim, mount and cgroup of this cluster; containerd has ended before."""
     ids = _container_ids(cluster)
     _end_all(cluster, ids)
     unmount_below(cluster.state_dir)
@@ -217,7 +219,9 @@ def _cgroups(ids: set[str]) -> list[Path]:
     """Our containers' cgroups, deepest first: one tree on cgroups v2, one for each controller on v1."""
     roots = [_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir() and not path.is_symlink())]
     tops = [root / "k8s.io" / name for root in roots if (root / "k8s.io").is_dir() for name in ids]
-    found = {path for top in tops if top.is_dir() for path in [top, *(p for p in top.rglob("*") if p.is_dir())]}
+    found = {
+        path for top in tops if top.is_dir() for path in [top, *(p for p in top.rglob("*") if p.is_dir())]
+    }
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
 

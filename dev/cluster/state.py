@@ -81,7 +81,7 @@ class Cluster:
     def run_process(
         self, name: str, argv: Sequence[str], env: Mapping[str, str] | None = None, log: Path | None = None
     ) -> Process:
-        """Start a host process that belongs to the cluster: it is ended first by `down`. One running is kept."""
+        """Start a host process that belongs to the cluster: `down` ends it first. One running is kept."""
         return self.processes.start(name, argv, env, log)
 
     def save(self) -> None:
@@ -94,7 +94,7 @@ class Cluster:
 def state_dir(name: str) -> Path:
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?", name):
         raise ClusterError(
-            f"{name!r} is no name for a cluster; use up to 32 lower-case letters, digits and dashes, a letter first."
+            f"{name!r} is no name for a cluster; use up to 32 of a-z, 0-9 and dashes, a letter first."
         )
     return state_root() / "clusters" / name
 

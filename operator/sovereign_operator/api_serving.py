@@ -13,35 +13,47 @@ from pydantic import Field, StringConstraints
 
 from sovereign_operator.api_fields import ApiModel, Quantity, ShortText
 
-# Refused in `engineArgs`: what the operator sets from other fields, what opens a port, and what could run
-# code that nobody reviewed or fetch something at run time. Names of vLLM 0.32.
+# Refused in `engineArgs`: what other fields of the manifest set, what loads code, what reads or writes
+# outside the verified model, what opens a port. Names of vLLM 0.32; the serving image refuses these and some
+# more.
 RESERVED_ENGINE_ARGS: Final = (
     "all2all_backend",
     "allowed_local_media_path",
     "allowed_media_domains",
     "api_key",
+    "chat_template",
     "code_revision",
-    "config_format",
+    "collect_detailed_traces",
     "default_mm_loras",
+    "disable_log_stats",
     "distributed_executor_backend",
     "download_dir",
     "enable_elastic_ep",
     "enable_eplb",
     "enable_expert_parallel",
+    "enable_log_requests",
     "enable_lora",
     "eplb_config",
+    "generation_config",
     "hf_config_path",
     "hf_overrides",
     "hf_token",
     "host",
     "io_processor_plugin",
+    "kv_events_config",
+    "kv_transfer_config",
     "load_format",
     "log_config_file",
+    "logging_config",
     "logits_processors",
     "lora_modules",
     "master_addr",
     "master_port",
     "max_model_len",
+    "middleware",
+    "mm_encoder_fp8_scale_path",
+    "mm_encoder_fp8_scale_save_margin",
+    "mm_encoder_fp8_scale_save_path",
     "model",
     "model_class_overrides",
     "model_loader_extra_config",
@@ -52,14 +64,25 @@ RESERVED_ENGINE_ARGS: Final = (
     "otlp_traces_endpoint",
     "pipeline_parallel_size",
     "port",
+    "profiler_config",
+    "ray_workers_use_nsight",
     "reasoning_parser_plugin",
     "revision",
+    "root_path",
     "scheduler_cls",
     "served_model_name",
+    "spec_method",
+    "spec_model",
+    "spec_tokens",
+    "speculative_config",
     "tensor_parallel_size",
     "tokenizer",
     "tokenizer_revision",
+    "tool_parser_plugin",
+    "tool_server",
     "trust_remote_code",
+    "uds",
+    "weight_transfer_config",
     "worker_cls",
     "worker_extension_cls",
 )
@@ -81,7 +104,6 @@ class AllToAll(StrEnum):
     DEEPEP_V2 = "deepep_v2"
     FLASHINFER_NVLINK_ONE_SIDED = "flashinfer_nvlink_one_sided"
     FLASHINFER_NVLINK_TWO_SIDED = "flashinfer_nvlink_two_sided"
-    MOONEP = "moonep"
     MORI_HIGH_THROUGHPUT = "mori_high_throughput"
     MORI_LOW_LATENCY = "mori_low_latency"
     NIXL_EP = "nixl_ep"
@@ -160,7 +182,7 @@ class WorkerResources(ApiModel):
     cpu: Quantity | None = Field(
         default=None,
         description=(
-            "CPU request of a worker pod. Unit: cores. Default: 4 per accelerator (1 with device cpu). "
+            "CPU request of a worker pod. Unit: cores. Default: 4 per accelerator (500m with device cpu). "
             "Example: '16'"
         ),
     )

@@ -37,6 +37,9 @@ class RegistryConfig(ConfigModel):
         default=None,
         description="ConfigMap with ca.crt, in the system namespace and in each model namespace.",
     )
+    cidrs: tuple[str, ...] = Field(
+        default=(), description="Addresses of a registry outside the cluster, for the policies of model pods."
+    )
     push_secret: str = Field(
         default="sovereign-registry-push", description="Docker config JSON Secret in the system namespace."
     )
@@ -88,6 +91,11 @@ class KubeRayConfig(PodGroup):
 class DnsConfig(PodGroup):
     namespace: str = "kube-system"
     pod_labels: dict[str, str] = Field(default_factory=lambda: {"k8s-app": "kube-dns"})
+    ports: tuple[int, ...] = Field(default=(53,), description="Ports on which the resolver's pods listen.")
+    cluster_ip: str | None = Field(
+        default=None,
+        description="Address of a sealed resolver, which model pods then use instead of the cluster's DNS.",
+    )
 
 
 class PrometheusConfig(ConfigModel):
@@ -97,7 +105,7 @@ class PrometheusConfig(ConfigModel):
 
 
 class RegistryPods(ConfigModel):
-    """The registry's pods, for policies. Unset: the registry runs outside the cluster and needs `cidrs`."""
+    """The registry's pods, for policies. Unset: it runs outside the cluster, at `registry.cidrs`."""
 
     namespace: str | None = None
     labels: dict[str, str] = Field(default_factory=lambda: {"app.kubernetes.io/name": "sovereign-registry"})

@@ -195,8 +195,24 @@ SERVING_RULES: Final = (
     Rule(
         "all-to-all-needs-expert",
         "spec.serving.parallelism",
-        "!has(self.allToAll) || self.expert",
-        "allToAll chooses a kernel for expert parallelism; set expert: true or remove allToAll",
+        "!has(self.allToAll) || (self.expert && self.data > 1)",
+        "allToAll chooses how data-parallel ranks exchange tokens between experts; set expert: true and data "
+        "above 1, or "
+        "remove allToAll",
+    ),
+    Rule(
+        "cpu-has-no-pipeline",
+        "spec.serving",
+        "self.device != 'cpu' || !has(self.parallelism) || self.parallelism.pipeline == 1",
+        "with device: cpu a rank lives in one process, so pipeline must be 1; remove pipeline",
+    ),
+    Rule(
+        "cpu-has-no-gpu-kernels",
+        "spec.serving",
+        "self.device != 'cpu' || !has(self.parallelism) || (self.parallelism.redundantExperts == 0 && "
+        "(!has(self.parallelism.allToAll) || self.parallelism.allToAll == 'allgather_reducescatter'))",
+        "with device: cpu there is no expert load balancing and only allToAll: allgather_reducescatter; "
+        "remove the others",
     ),
     Rule(
         "engine-arguments-are-python-names",

@@ -116,19 +116,9 @@ def choose(
     return Unplaceable(
         reasons.INSUFFICIENT_MEMORY,
         f"{_gib(facts.bytes_total)} of weights and a sequence of {context} tokens need at least "
-        f"{_gib(least)} per accelerator on the nodes there are, and {_gib(usable)} of {_gib(memory)} are usable. "
+        f"{_gib(least)} per accelerator on these nodes, and {_gib(usable)} of {_gib(memory)} are usable. "
         "Use accelerators with more memory, add nodes, or lower maxModelLen.",
     )
-
-
-def fits(
-    wanted: Parallelism, spec: SovereignModelSpec, facts: ModelFacts | None, nodes: Sequence[NodeFacts]
-) -> bool:
-    """Whether the weights and one sequence fit these nodes' accelerators, as far as anybody knows."""
-    memory = memory_per_accelerator(nodes)
-    if facts is None or memory is None or spec.serving.device is Device.CPU:
-        return True
-    return bytes_per_accelerator(wanted, facts, context_of(spec, facts)) <= usable_of(memory)
 
 
 def context_of(spec: SovereignModelSpec, facts: ModelFacts) -> int:

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 
 from sovereign_airgap.facts import ModelFacts
 from sovereign_operator import reasons
-from sovereign_operator.api import Accelerator, Device, Parallelism, SovereignModelSpec, Toleration
+from sovereign_operator.api import Accelerator, Parallelism, SovereignModelSpec, Toleration
 from sovereign_operator.architectures import ENGINE, NATIVE_ARCHITECTURES
 from sovereign_operator.config import OperatorConfig
-from sovereign_operator.parallelism import choose, fits, impossible
+from sovereign_operator.parallelism import choose, impossible
 from sovereign_operator.values import NodeFacts, Placement, Taint, Unplaceable
 
 # Messages stay readable on a cluster of a thousand nodes.
@@ -28,13 +28,9 @@ def plan(
     facts: ModelFacts | None,
     nodes: Sequence[NodeFacts],
     config: OperatorConfig,
-    previous: Placement | None = None,
 ) -> Placement | Unplaceable:
-    """Where the model runs, or why it cannot.
-
-    `previous` is the placement in force: where the user leaves the parallelism to us and the old choice still
-    works, it stays, because a node that joins is no reason to restart a model.
-    """
+    """Where the model runs, or why it cannot. It is asked once for a wish: what was placed stays where it
+    is."""
     if refusal := _needs_remote_code(facts):
         return refusal
     wish = spec.placement.accelerator
@@ -47,8 +43,6 @@ def plan(
     wanted = spec.serving.parallelism
     if wanted is not None:
         why = f"Parallelism as asked for: {_describe(wanted)}."
-    elif previous is not None and _still_works(previous, spec, facts, matching):
-        wanted, why = _parallelism_of(previous), previous.why
     else:
         chosen = choose(spec, facts, matching, min(per_node, most))
         if isinstance(chosen, Unplaceable):
@@ -163,9 +157,7 @@ def _lay_out(
         redundant_experts=wanted.redundant_experts,
         all_to_all=wanted.all_to_all.value if wanted.all_to_all else None,
         nodes=tuple(candidates[:LISTED_CANDIDATES]),
-        why=why
-        if why.endswith("each.")
-        else f"{why} A replica is {pods} with {per_worker} x {wish.resource} each.",
+        why=f"{why} A replica is {pods} with {per_worker} x {wish.resource} each.",
     )
 
 
@@ -186,28 +178,6 @@ def accelerators_per_worker(wanted: Parallelism, per_node: int) -> int | None:
 
 def _capacity(nodes: Sequence[NodeFacts], wish: Accelerator) -> str:
     return _listed([f"{node.name} has {node.allocatable[wish.resource]}" for node in nodes])
-
-
-# -- keeping what runs ------------------------------------------------------------------------------------
-
-
-def _parallelism_of(placement: Placement) -> Parallelism:
-    return Parallelism(
-        tensor=placement.tensor, pipeline=placement.pipeline, data=placement.data, expert=placement.expert
-    )
-
-
-def _still_works(
-    previous: Placement, spec: SovereignModelSpec, facts: ModelFacts | None, matching: Sequence[NodeFacts]
-) -> bool:
-    wanted = _parallelism_of(previous)
-    resource = spec.placement.accelerator.resource
-    per_node = spec.placement.accelerator.per_node or max(node.allocatable[resource] for node in matching)
-    if spec.serving.device is Device.CPU and wanted.tensor * wanted.pipeline * wanted.data > 1:
-        return False
-    kept = _lay_out(spec, wanted, "", matching, per_node)
-    possible = impossible(wanted, facts) is None and fits(wanted, spec, facts, matching)
-    return possible and isinstance(kept, Placement)
 
 
 def _describe(wanted: Parallelism) -> str:

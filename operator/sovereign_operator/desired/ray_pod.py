@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pod templates of a model's Ray cluster: the head, which computes nothing, and the workers.
+
+Both pull their weights before Ray starts (the head only the small files), check every digest while writing,
+and run under `restricted` pod security. KubeRay adds its own init container, probes and the token; what it
+adds is never rendered here.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sovereign_operator.api import (
+    COMPONENT_HEAD,
+    COMPONENT_WORKER,
+    LABEL_COMPONENT,
+    LABEL_MODEL,
+    Device,
+    SovereignModel,
+    Toleration,
+)
+from sovereign_operator.config import OperatorConfig
+from sovereign_operator.desired.network_policy import DASHBOARD_PORT, HTTP_PORT, METRICS_PORT
+from sovereign_operator.desired.quantity import cores, parse_cores, parse_size, rounded_up, size
+from sovereign_operator.desired.sandbox import (
+    HOME,
+    POD_SECURITY,
+    RESTRICTED,
+    offline_environment,
+    serving_environment,
+)
+from sovereign_operator.values import Artifact, Manifest, Placement
+
+MIB: Final = 1024**2
+GIB: Final = 1024**3
+WEIGHTS: Final = "/weights"
+RESULT_FILE: Final = "/dev/termination-log"
+CA_FOLDER: Final = "/var/run/sovereign/registry-ca"
+GCS_PORT: Final = 6379
+CLIENT_PORT: Final = 10001
+
+# Without a limit, weights fill a node's disk. Blocks and folders take a little more than the bytes.
+WEIGHTS_SLACK_PERCENT: Final = 105
+CONFIG_SIZE: Final = GIB
+SCRATCH_SIZE: Final = 32 * GIB
+# What the processes need on top of the weights: CPU per accelerator, host memory per pod and accelerator.
+CPU_PER_ACCELERATOR: Final = 4000
+MEMORY_PER_POD: Final = 16 * GIB
+MEMORY_PER_ACCELERATOR: Final = 24 * GIB
+# On CPUs the engine is three processes of 1.3 GiB for each rank, and twice that while they start.
+CPU_DEVICE_CPU: Final = 500
+CPU_DEVICE_MEMORY: Final = 3 * GIB
+SHARED_MEMORY: Final = {Device.CUDA: 16 * GIB, Device.CPU: GIB}
+HEAD_CPU: Final = {Device.CUDA: 1000, Device.CPU: 200}
+HEAD_MEMORY: Final = {Device.CUDA: (4 * GIB, 8 * GIB), Device.CPU: (2 * GIB, 4 * GIB)}
+
+
+def head_template(model: SovereignModel, artifact: Artifact, config: OperatorConfig) -> Manifest:
+    """The head: control plane of Ray, dashboard and HTTP proxy; it needs the model's configuration only."""
+    device = model.spec.serving.device
+    request, limit = HEAD_MEMORY[device]
+    ray = _ray_container(model, "ray-head")
+    ray["ports"] = _ports(
+        gcs=GCS_PORT, dashboard=DASHBOARD_PORT, client=CLIENT_PORT, metrics=METRICS_PORT, serve=HTTP_PORT
+    )
+    ray["resources"] = {
+        "requests": {"cpu": cores(HEAD_CPU[device]), "memory": size(request)},
+        "limits": {"memory": size(limit)},
+    }
+    return _template(
+        model, config, COMPONENT_HEAD, ray, _delivery(artifact, config, config_only=True), CONFIG_SIZE
+    )
+
+
+def worker_template(
+    model: SovereignModel, artifact: Artifact, placement: Placement, config: OperatorConfig
+) -> Manifest:
+    """A worker: its accelerators, the whole of the weights, and the engine's processes."""
+    wish = model.spec.placement.accelerator
+    ray = _ray_container(model, "ray-worker")
+    ray["ports"] = _ports(metrics=METRICS_PORT, serve=HTTP_PORT)
+    ray["resources"] = _worker_resources(model, artifact, placement)
+    template = _template(
+        model,
+        config,
+        COMPONENT_WORKER,
+        ray,
+        _delivery(artifact, config, config_only=False),
+        rounded_up(artifact.bytes * WEIGHTS_SLACK_PERCENT // 100 + 64 * MIB, 64 * MIB),
+    )
+    if wish.product is not None:
+        selector = template["spec"].get("nodeSelector", {}) | {config.product_label: wish.product}
+        template["spec"]["nodeSelector"] = dict(sorted(selector.items()))
+    return template
+
+
+def _template(
+    model: SovereignModel,
+    config: OperatorConfig,
+    component: str,
+    ray: Manifest,
+    delivery: Manifest,
+    weights_size: int,
+) -> Manifest:
+    device = model.spec.serving.device
+    volumes: list[Manifest] = [
+        {"name": "weights", "emptyDir": {"sizeLimit": size(weights_size)}},
+        {"name": "home", "emptyDir": {"sizeLimit": size(SCRATCH_SIZE)}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": size(SCRATCH_SIZE)}},
+        {"name": "shared-mem", "emptyDir": {"medium": "Memory", "sizeLimit": size(SHARED_MEMORY[device])}},
+    ]
+    if config.registry.ca_config_map:
+        volumes.append({"name": "registry-ca", "configMap": {"name": config.registry.ca_config_map}})
+    spec: Manifest = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": POD_SECURITY,
+        "initContainers": [delivery],
+        "containers": [ray],
+        "volumes": volumes,
+    }
+    if model.spec.placement.node_selector:
+        spec["nodeSelector"] = dict(sorted(model.spec.placement.node_selector.items()))
+    if model.spec.placement.tolerations:
+        spec["tolerations"] = [_toleration(toleration) for toleration in model.spec.placement.tolerations]
+    if config.dns.cluster_ip:
+        spec |= _sealed_resolver(model, config, config.dns.cluster_ip)
+    return {"metadata": {"labels": {LABEL_MODEL: model.name, LABEL_COMPONENT: component}}, "spec": spec}
+
+
+def _ray_container(model: SovereignModel, name: str) -> Manifest:
+    return {
+        "name": name,
+        "image": model.spec.serving.image,
+        "env": serving_environment(cpu=model.spec.serving.device is Device.CPU),
+        "securityContext": RESTRICTED,
+        "volumeMounts": [
+            {"name": "weights", "mountPath": WEIGHTS, "readOnly": True},
+            {"name": "home", "mountPath": HOME},
+            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  (a mount, not a file that others could guess)
+            {"name": "shared-mem", "mountPath": "/dev/shm"},  # noqa: S108
+        ],
+    }
+
+
+def _delivery(artifact: Artifact, config: OperatorConfig, *, config_only: bool) -> Manifest:
+    """The init container that pulls and verifies; its result is read from the termination message."""
+    arguments = ["pull", f"oci://{config.registry.host}/{artifact.reference}", WEIGHTS]
+    mounts: list[Manifest] = [
+        {"name": "weights", "mountPath": WEIGHTS},
+        {"name": "home", "mountPath": HOME},
+    ]
+    if config_only:
+        arguments.append("--config-only")
+    if config.registry.plain_http:
+        arguments.append("--plain-http")
+    if config.registry.ca_config_map:
+        arguments += ["--ca", f"{CA_FOLDER}/ca.crt"]
+        mounts.append({"name": "registry-ca", "mountPath": CA_FOLDER, "readOnly": True})
+    arguments += ["--result-file", RESULT_FILE]
+    return {
+        "name": "weights",
+        "image": config.images.airgap,
+        "args": arguments,
+        "env": offline_environment(),
+        "resources": {
+            "requests": {"cpu": "100m", "memory": size(128 * MIB)},
+            "limits": {"memory": size(512 * MIB)},
+        },
+        "securityContext": RESTRICTED,
+        "terminationMessagePath": RESULT_FILE,
+        "terminationMessagePolicy": "File",
+        "volumeMounts": mounts,
+    }
+
+
+def _worker_resources(model: SovereignModel, artifact: Artifact, placement: Placement) -> Manifest:
+    wish, count = model.spec.serving.resources, placement.accelerators_per_worker
+    if model.spec.serving.device is Device.CPU:
+        cpu = CPU_DEVICE_CPU
+        request = (CPU_DEVICE_MEMORY + artifact.bytes // GIB * GIB) * max(placement.ranks_per_worker, 1)
+        limit = 2 * request
+    else:
+        cpu = CPU_PER_ACCELERATOR * count
+        request = limit = MEMORY_PER_POD + MEMORY_PER_ACCELERATOR * count
+    if wish.cpu is not None:
+        cpu = parse_cores(wish.cpu)
+    if wish.memory is not None:
+        request = limit = parse_size(wish.memory)
+    accelerators = {model.spec.placement.accelerator.resource: str(count)}
+    return {
+        "requests": {"cpu": cores(cpu), "memory": size(request)},
+        "limits": {"memory": size(limit)} | accelerators,
+    }
+
+
+def _ports(**ports: int) -> list[Manifest]:
+    return [{"name": name, "containerPort": port} for name, port in ports.items()]
+
+
+def _toleration(toleration: Toleration) -> Manifest:
+    rendered: Manifest = toleration.model_dump(exclude_none=True)
+    return {key: value for key, value in rendered.items() if value}
+
+
+def _sealed_resolver(model: SovereignModel, config: OperatorConfig, address: str) -> Manifest:
+    """Names from the sealed resolver only: a cluster DNS that forwards is a way out."""
+    service = f"svc.{config.cluster_domain}"
+    return {
+        "dnsPolicy": "None",
+        "dnsConfig": {
+            "nameservers": [address],
+            "searches": [f"{model.namespace}.{service}", service, config.cluster_domain],
+            "options": [{"name": "ndots", "value": "5"}],
+        },
+    }

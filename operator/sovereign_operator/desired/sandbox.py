@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every pod of ours is held by: Pod Security's `restricted` profile, and an environment without a way
+out.
+
+KubeRay copies the Ray container's security context, environment and mounts into the init container that it
+adds, so everything stands on the container and not on the pod alone.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from sovereign_operator.values import Manifest
+
+USER: Final = 1000
+HOME: Final = "/home/sovereign"
+
+POD_SECURITY: Final[Manifest] = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+RESTRICTED: Final[Manifest] = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+# No library of the stack calls home, downloads a kernel, or looks for a newer version of anything. Ray hands
+# only some of these on to its actors, so they are set on every container, head and workers alike.
+OFFLINE: Final = {
+    "DISABLE_SAFETENSORS_CONVERSION": "1",
+    "DO_NOT_TRACK": "1",
+    "FLASHINFER_NO_DOWNLOAD": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_OFFLINE": "1",
+    "LMCACHE_TRACK_USAGE": "false",
+    "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TRANSFORMERS_OFFLINE": "1",
+    "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+# Where libraries write: below the home folder, which is an emptyDir.
+WRITABLE: Final = {
+    "HF_HOME": f"{HOME}/.cache/huggingface",
+    "HOME": HOME,
+    "TORCHINDUCTOR_CACHE_DIR": f"{HOME}/.cache/torchinductor",
+    "TRITON_CACHE_DIR": f"{HOME}/.cache/triton",
+    "VLLM_CACHE_ROOT": f"{HOME}/.cache/vllm",
+    "VLLM_CONFIG_ROOT": f"{HOME}/.config/vllm",
+    "XDG_CACHE_HOME": f"{HOME}/.cache",
+    "XDG_CONFIG_HOME": f"{HOME}/.config",
+    "XDG_DATA_HOME": f"{HOME}/.local/share",
+}
+# On CPUs: GiB of cache for keys and values (vLLM would take half of the node), and no pinning to cores that
+# other pods use.
+CPU_PROFILE: Final = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def serving_environment(cpu: bool) -> list[Manifest]:
+    """The environment of the Ray containers. POD_IP comes first: `$(POD_IP)` sees earlier entries only."""
+    values = (
+        OFFLINE | WRITABLE | (CPU_PROFILE if cpu else {}) | {"USER": "sovereign", "VLLM_HOST_IP": "$(POD_IP)"}
+    )
+    address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}
+    return [address, *({"name": name, "value": value} for name, value in sorted(values.items()))]
+
+
+def offline_environment() -> list[Manifest]:
+    """The environment of the data plane's containers inside the seal."""
+    values = OFFLINE | {"HOME": HOME}
+    return [{"name": name, "value": value} for name, value in sorted(values.items())]
+
+
+def home_environment() -> list[Manifest]:
+    """The environment of a container that has to reach the hub."""
+    values = {
+        "DO_NOT_TRACK": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+        "HOME": HOME,
+    }
+    return [{"name": name, "value": value} for name, value in sorted(values.items())]

@@ -15,57 +15,19 @@ it writes the whole object.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dev.cluster import Cluster
+    from dev.cluster.process import Process
 
 ROOT = Path(__file__).resolve().parents[2]
-PID_FILE, LOG_FILE = "kuberay.pid", "kuberay.log"
+PROCESS = "kuberay"
 
 
-class ClusterPlace(Protocol):
-    """What of a cluster the stand-in needs."""
-
-    @property
-    def state_dir(self) -> Path: ...
-    @property
-    def kubeconfig(self) -> Path: ...
-
-
-def start(cluster: ClusterPlace) -> Path:
-    """Runs the stand-in beside a cluster unless it runs already; returns the file with its process id."""
-    pid_file = cluster.state_dir / PID_FILE
-    if _runs(pid_file):
-        return pid_file
-    with (cluster.state_dir / LOG_FILE).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dev.kuberay", "--kubeconfig", str(cluster.kubeconfig)],
-            cwd=ROOT,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    pid_file.write_text(f"{process.pid}\n")
-    return pid_file
-
-
-def _runs(pid_file: Path) -> bool:
-    """The recorded process lives and is the stand-in: process ids are used again."""
-    if not pid_file.exists():
-        return False
-    try:
-        command = Path(f"/proc/{int(pid_file.read_text())}/cmdline").read_bytes()
-    except (OSError, ValueError):
-        return False
-    return b"dev.kuberay" in command
-
-
-def stop(cluster: ClusterPlace) -> None:
-    """Ends the recorded process; nothing to do is no error."""
-    pid_file = cluster.state_dir / PID_FILE
-    if _runs(pid_file):
-        os.kill(int(pid_file.read_text()), 15)
-    pid_file.unlink(missing_ok=True)
+def start(cluster: Cluster) -> Process:
+    """Runs the stand-in beside a cluster, unless it runs already; the cluster's `down` ends it."""
+    command = [sys.executable, "-m", "dev.kuberay", "--kubeconfig", str(cluster.kubeconfig)]
+    return cluster.run_process(PROCESS, command, env={"PYTHONPATH": str(ROOT)})

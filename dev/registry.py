@@ -30,7 +30,7 @@ class LocalRegistry:
         self, folder: Path, *, htpasswd: Path | None = None, tls: tuple[Path, Path] | None = None
     ) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self.host = f"127.0.0.1:{self.port}"
         self._htpasswd = htpasswd
         self._tls = tls
@@ -129,7 +129,7 @@ class LocalRegistry:
             connection.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -31,6 +31,8 @@ from sovereign_operator.workqueue import TryLater
 logger = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT_SECONDS = 30.0
+# The API server ends a watch after this long; it is taken up where it ended.
+WATCH_SECONDS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +209,44 @@ class Cluster:
                 )
             )
         return None
+
+    async def follow(self, kind: Kind, namespace: str, label_selector: str) -> AsyncIterator[tuple[str, Any]]:
+        """("LISTED", all objects), then (event, object) as they come; ends when it has to be listed anew."""
+        path = str(_resource(self._client, kind).path(namespace=namespace))
+        listing = await _answer(self._stream(path, label_selector))
+        type_of = {"apiVersion": kind.api_version, "kind": kind.kind}
+        yield "LISTED", [{**item, **type_of} for item in listing.get("items") or ()]
+        version = listing["metadata"]["resourceVersion"]
+        while True:
+            try:
+                response = await self._stream(path, label_selector, watch=True, resource_version=version)
+                async for line in response.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        return
+                    version = event["object"]["metadata"]["resourceVersion"]
+                    yield event["type"], event["object"]
+            except ApiException as error:
+                if error.status == 410:
+                    return
+                raise _error(error) from None
+            except TimeoutError:
+                continue
+            except (aiohttp.ClientError, OSError) as error:
+                raise ApiUnavailable(f"The watch of {kind.plural} broke: {error}") from error
+
+    def _stream(self, path: str, label_selector: str, **parameters: Any) -> Any:
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_SECONDS + 30)
+        seconds = WATCH_SECONDS if parameters.get("watch") else None
+        return self._client.request(
+            "get",
+            path,
+            label_selector=label_selector,
+            timeout_seconds=seconds,
+            serialize=False,
+            _request_timeout=limit if seconds else REQUEST_TIMEOUT_SECONDS,
+            **parameters,
+        )
 
     async def openapi(self, group_version: str) -> Manifest | None:
         """The OpenAPI v3 document of one group version, or None where it is not served."""

@@ -26,16 +26,14 @@ MODELS = (api.GROUP, api.VERSION, api.PLURAL)
 POLICIES = ("networking.k8s.io", "v1", "networkpolicies")
 RAY_SERVICES = ("ray.io", "v1", "rayservices")
 RAY_CLUSTERS = ("ray.io", "v1", "rayclusters")
-JOBS = ("batch", "v1", "jobs")
 PODS = ("", "v1", "pods")
 NODES = ("", "v1", "nodes")
-# Children carry the owner's label, pods the role's: everything else of these kinds is never sent to us.
+# Children carry the owner's label, pods the model's: everything else of these kinds is never sent to us.
 SELECTED = {
     POLICIES: api.LABEL_OWNER,
     RAY_SERVICES: api.LABEL_OWNER,
     RAY_CLUSTERS: api.LABEL_OWNER,
-    JOBS: api.LABEL_OWNER,
-    PODS: api.LABEL_COMPONENT,
+    PODS: api.LABEL_MODEL,
 }
 
 
@@ -63,7 +61,6 @@ def registry(queue: WorkQueue[Key], indices: Indices, nodes: NodeWatch) -> kopf.
         (POLICIES, "policies"),
         (RAY_SERVICES, "ray_services"),
         (RAY_CLUSTERS, "ray_clusters"),
-        (JOBS, "jobs"),
         (PODS, "pods"),
     ):
         _child(handlers, queue, resource, index)
@@ -79,7 +76,7 @@ def _activities(handlers: kopf.OperatorRegistry, indices: Indices) -> None:
     @kopf.on.startup(registry=handlers)
     async def start(settings: kopf.OperatorSettings, **kwargs: Any) -> None:
         settings_for(settings)
-        for name in ("models", "policies", "ray_services", "ray_clusters", "jobs", "pods", "nodes"):
+        for name in ("models", "policies", "ray_services", "ray_clusters", "pods", "nodes"):
             setattr(indices, name, kwargs[name])
 
     @kopf.on.probe(id="reconciler", registry=handlers)

@@ -53,12 +53,20 @@ class Indices:
     policies: Index = field(default_factory=dict)
     ray_services: Index = field(default_factory=dict)
     ray_clusters: Index = field(default_factory=dict)
-    jobs: Index = field(default_factory=dict)
     pods: Index = field(default_factory=dict)
+    jobs: Index = field(default_factory=dict)
+    job_pods: Index = field(default_factory=dict)
     nodes: Index = field(default_factory=dict)
 
     def children(self) -> tuple[Index, ...]:
-        return self.policies, self.ray_services, self.ray_clusters, self.jobs, self.pods
+        return (
+            self.policies,
+            self.ray_services,
+            self.ray_clusters,
+            self.pods,
+            self.jobs,
+            self.job_pods,
+        )
 
     def keys(self) -> set[Key]:
         """Every model that exists, and every model that something was left behind of."""

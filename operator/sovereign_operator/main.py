@@ -31,6 +31,7 @@ from sovereign_operator.cluster import Cluster, connected
 from sovereign_operator.config import CONFIG_ENVIRONMENT, DEFAULT_CONFIG_PATH, OperatorConfig, parse_config
 from sovereign_operator.indices import Indices, Key, NodeWatch
 from sovereign_operator.kuberay import KubeRayWatch
+from sovereign_operator.mirror_watch import MirrorWatch
 from sovereign_operator.observe import Senses
 from sovereign_operator.progress import ProgressReader
 from sovereign_operator.reconcile import Reconciler
@@ -93,7 +94,10 @@ async def operate(
         reconciler, known=indices.keys, resync_seconds=float(config.resync_seconds)
     )
     registry = handlers.registry(queue, indices, NodeWatch(config.product_label, queue.add_all))
-    async with queue.working():
+    mirrors = MirrorWatch(cluster, config.system_namespace, queue.add)
+    indices.jobs, indices.job_pods = mirrors.jobs, mirrors.pods
+    await queue.hold()  # the first event of kopf opens it: then everything was listed
+    async with queue.working(), mirrors.running():
         await supervise(config, queue, registry, rebuild, liveness)
 
 

@@ -57,7 +57,7 @@ async def _alive(world: World, model: SovereignModel, wants: Wanted, senses: Sen
     indices, key = senses.indices, world.key
     found = await senses.registry.find(wants.repository, wants.target)
     jobs = indices.of(indices.jobs, key)
-    job_pods = tuple(pod for pod in indices.of(indices.pods, key) if not _is_sealed(pod))
+    job_pods = indices.of(indices.job_pods, key)
     if found == NOT_THERE and wants.job is not None:
         jobs = await _with_job(jobs, wants.job, senses)
     service = await _ray_service(key, senses)
@@ -69,7 +69,7 @@ async def _alive(world: World, model: SovereignModel, wants: Wanted, senses: Sen
         policies=indices.of(indices.policies, key),
         ray_service=service,
         ray_clusters=indices.of(indices.ray_clusters, key),
-        pods=tuple(pod for pod in indices.of(indices.pods, key) if _is_sealed(pod)),
+        pods=indices.of(indices.pods, key),
         jobs=jobs,
         job_pods=job_pods,
         progress=await senses.progress.of(key, job_pods) if jobs else None,
@@ -122,10 +122,6 @@ async def _token_missing(
         return False
     secret = await senses.cluster.get(SECRET, model.namespace, hub.token_secret_ref.name)
     return hub.token_secret_ref.key not in ((secret or {}).get("data") or {})
-
-
-def _is_sealed(pod: Manifest) -> bool:
-    return LABEL_MODEL in (pod["metadata"].get("labels") or {})
 
 
 def _unreadable(world: World, why: str) -> World:

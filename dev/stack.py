@@ -49,6 +49,7 @@ class Stack:
     """A cluster with the product on it. `images` maps an image's name to its digest-pinned reference."""
 
     kubectl: Kubectl
+    target: Target
     images: dict[str, str]
     revisions: dict[str, str]  # label of a revision in the hub double -> 40-hex commit
 
@@ -245,4 +246,4 @@ def install(target: Target, report: Report) -> Stack:
     report("charts")
     install_charts(target, images)
     report("operator and registry run")
-    return Stack(target.kubectl, images, revisions)
+    return Stack(target.kubectl, target, images, revisions)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the embedded API server's audit log: who asked for what, and was it allowed."""
+"""Reads the embedded API server's audit log: who asked for what, in which order, and was it allowed."""
 
 from __future__ import annotations
 
@@ -7,57 +7,59 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class Request:
-    user: str
+    """One answered request. `resource` carries the subresource: `pods/log`."""
+
     verb: str
     resource: str
-    subresource: str
     namespace: str
     name: str
     code: int
-    reason: str
+    message: str
 
     @property
     def writes(self) -> bool:
         return self.verb not in ("get", "list", "watch")
 
+    @property
+    def created(self) -> bool:
+        return self.verb in ("create", "patch") and self.code == 201
 
-@dataclass
+
 class AuditLog:
-    """`since_mark` yields what was logged after the last `mark`."""
+    """`by(user)` yields that user's requests for objects, oldest first, since the last `mark`."""
 
-    path: Path
-    offset: int = 0
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.offset = 0
 
     def mark(self) -> None:
         self.offset = self.path.stat().st_size
 
-    def since_mark(self, user: str) -> Iterator[Request]:
+    def by(self, user: str) -> Iterator[Request]:
         with self.path.open("rb") as log:
             log.seek(self.offset)
             for line in log:
                 if not line.endswith(b"\n"):
                     return  # the server is still writing this one
                 event = json.loads(line)
-                if event["stage"] == "ResponseComplete" and event["user"]["username"] == user:
+                complete = event["stage"] in ("ResponseComplete", "ResponseStarted")
+                if complete and event["user"]["username"] == user and "objectRef" in event:
                     yield _request(event)
 
 
-def _request(event: dict[str, object]) -> Request:
-    target = event.get("objectRef") or {}
-    status = event.get("responseStatus") or {}
-    user = event["user"]
-    assert isinstance(target, dict) and isinstance(status, dict) and isinstance(user, dict)
+def _request(event: dict[str, Any]) -> Request:
+    target, answer = event["objectRef"], event.get("responseStatus", {})
+    subresource = f"/{target['subresource']}" if target.get("subresource") else ""
     return Request(
-        user=user["username"],
-        verb=str(event["verb"]),
-        resource=target.get("resource", ""),
-        subresource=target.get("subresource", ""),
+        verb=event["verb"],
+        resource=target.get("resource", "") + subresource,
         namespace=target.get("namespace", ""),
         name=target.get("name", ""),
-        code=status.get("code", 0),
-        reason=status.get("message", ""),
+        code=answer.get("code", 0),
+        message=answer.get("message", ""),
     )

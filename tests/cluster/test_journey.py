@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from threading import Event
 from time import monotonic
 
+import httpx2
 import pytest
+import yaml
 
 from dev import stack
 from dev.demo import NAME, ask
-from dev.kubectl import Kubectl, KubectlFailed, Manifest, condition, is_true
+from dev.kubectl import Kubectl, KubectlFailed, Manifest, is_true
 from dev.stack import MODELS, SYSTEM, Stack
+from tests.cluster.audit import AuditLog
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 OPERATOR = f"system:serviceaccount:{SYSTEM}:sovereign-operator"
 PROMPT = "The quick brown fox"
+RAY_LOGS = "/tmp/ray/session_latest/logs"
 READY_WITHIN = 900.0  # seconds on two busy cores; usually 120
 
 
@@ -52,8 +56,6 @@ def pods(kubectl: Kubectl, component: str) -> list[Manifest]:
 
 def complete(kubectl: Kubectl, prompt: str) -> str:
     """The greedy continuation of a raw prompt, through the service."""
-    import httpx2
-
     with kubectl.port_forward(MODELS, f"svc/{NAME}-serve-svc", 8000) as address:
         response = httpx2.post(
             f"{address}/v1/completions",
@@ -84,10 +86,9 @@ def test_experts_are_spread_over_two_worker_pods(installed: Stack, model: Manife
     assert len(workers) == 2
     ranks = set()
     for worker in workers:
-        found = installed.kubectl(
-            "-n", MODELS, "exec", worker["metadata"]["name"], "-c", worker["spec"]["containers"][0]["name"],
-            "--", "grep", "-rhoE", r"EP Rank [0-9]+/[0-9]+.*experts: [0-9]+/[0-9]+", "/tmp/ray/session_latest/logs",
-        )  # fmt: skip
+        name, container = worker["metadata"]["name"], worker["spec"]["containers"][0]["name"]
+        search = ("grep", "-rhoE", r"EP Rank [0-9]+/[0-9]+.*experts: [0-9]+/[0-9]+", RAY_LOGS)
+        found = installed.kubectl("-n", MODELS, "exec", name, "-c", container, "--", *search)
         assert "4/8" in found
         ranks.add(found.split("EP Rank ")[1][:3])
     assert ranks == {"0/2", "1/2"}
@@ -149,31 +150,34 @@ def _stripped(container: Manifest, volumes: set[str]) -> Manifest:
 
 
 def yaml_args(kubectl: Kubectl) -> Manifest:
-    import yaml
-
     service = kubectl.get("-n", MODELS, "rayservice", NAME)
     args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert isinstance(args, dict)
     return args
 
 
-def test_policies_existed_before_the_first_pod(installed: Stack, model: Manifest) -> None:
-    """The API server's audit log tells the order: every policy was created before the RayService was."""
-    lines = [json.loads(line) for line in installed.audit.read_text().splitlines() if line.endswith("}")]
-    made = [
-        (n, e["objectRef"])
-        for n, e in enumerate(lines)
-        if e["stage"] == "ResponseComplete"
-        and e["verb"] in ("create", "patch")
-        and e["user"]["username"] == OPERATOR
-        and e["responseStatus"]["code"] == 201
-        and e["objectRef"].get("namespace") == MODELS
-    ]
-    policies = [n for n, ref in made if ref["resource"] == "networkpolicies"]
-    services = [n for n, ref in made if ref["resource"] == "rayservices"]
-    names = {ref["name"] for _, ref in made if ref["resource"] == "networkpolicies"}
-    assert names == {p["metadata"]["name"] for p in installed.kubectl.items("-n", MODELS, "networkpolicies")}
-    assert services and max(policies) < min(services)
+def test_policies_existed_before_the_first_pod(installed: Stack, model: Manifest, audit: AuditLog) -> None:
+    """The audit log tells the order: every policy was created before the RayService was."""
+    made = [r for r in audit.by(OPERATOR) if r.created and r.namespace == MODELS]
+    order = [r.resource for r in made if r.resource in ("networkpolicies", "rayservices")]
+    policies = {r.name for r in made if r.resource == "networkpolicies"}
+    assert policies == {
+        p["metadata"]["name"] for p in installed.kubectl.items("-n", MODELS, "networkpolicies")
+    }
+    assert order == ["networkpolicies"] * len(policies) + ["rayservices"]
+
+
+def test_a_resync_without_changes_sends_no_request(
+    installed: Stack, model: Manifest, audit: AuditLog
+) -> None:
+    """Two resyncs pass (the cluster tests resync every 20 s): watches may be renewed, nothing else."""
+    wait_ready(installed.kubectl)
+    audit.mark()
+    Event().wait(45)  # the passing of time is what is tested here
+    asked = [r for r in audit.by(OPERATOR) if r.verb != "watch"]
+    assert [r for r in asked if r.writes] == []
+    assert {(r.verb, r.resource) for r in asked} <= {("get", "sovereignmodels")}
+    audit.offset = 0
 
 
 def test_a_lost_worker_comes_back_and_ready_tells_the_truth(installed: Stack, model: Manifest) -> None:
@@ -257,7 +261,7 @@ def test_foreground_deletion_keeps_policies_until_the_last_pod_is_gone(
 ) -> None:
     kubectl = installed.kubectl
     kubectl("-n", MODELS, "delete", "smodel", NAME, "--cascade=foreground", "--wait=false")
-    assert_policies_outlive_pods(kubectl, installed.audit)
+    assert_policies_outlive_pods(kubectl)
     left = [*_all_pods(kubectl), *kubectl.items("-n", MODELS, "networkpolicies,rayservices,secrets,services")]
     assert [item["metadata"]["name"] for item in left] == []
     owner = f"sovereign.dev/owner={NAME},sovereign.dev/owner-namespace={MODELS}"
@@ -268,7 +272,7 @@ def _all_pods(kubectl: Kubectl) -> list[Manifest]:
     return kubectl.items("-n", MODELS, "pods", "-l", f"sovereign.dev/model={NAME}")
 
 
-def assert_policies_outlive_pods(kubectl: Kubectl, audit: Path) -> None:
+def assert_policies_outlive_pods(kubectl: Kubectl) -> None:
     """Follow the deletion to its end: while a pod of the model is left, no policy may be missing."""
     wanted = {p["metadata"]["name"] for p in kubectl.items("-n", MODELS, "networkpolicies")}
     assert wanted
@@ -292,34 +296,21 @@ def test_deleting_the_namespace_keeps_policies_until_the_last_pod_is_gone(instal
         holds=lambda m: bool(_all_pods(kubectl)) and is_true(m, "Mirrored"), seconds=300,
     )  # fmt: skip
     kubectl("delete", "namespace", MODELS, "--wait=false")
-    assert_policies_outlive_pods(kubectl, installed.audit)
+    assert_policies_outlive_pods(kubectl)
     kubectl("wait", "--for=delete", f"namespace/{MODELS}", "--timeout=240s", timeout=250)
 
 
-def test_nothing_was_refused_and_no_right_is_unused(installed: Stack) -> None:
-    """The whole journey ran under the chart's Role: not one 403, and no rule that nobody needed."""
-    asked, refused = set(), []
-    for line in installed.audit.read_text().splitlines():
-        event = json.loads(line)
-        if event["stage"] != "ResponseComplete" or event["user"]["username"] != OPERATOR:
-            continue
-        ref = event.get("objectRef")
-        if ref is None:
-            continue
-        resource = ref["resource"] + (f"/{ref['subresource']}" if ref.get("subresource") else "")
-        if event["responseStatus"]["code"] == 403 and "being terminated" not in json.dumps(event):
-            refused.append(
-                (event["verb"], resource, ref.get("namespace"), event["responseStatus"].get("message"))
-            )
-        asked.add((event["verb"], resource))
-    assert refused == []
+def test_nothing_was_refused_and_no_right_is_unused(installed: Stack, audit: AuditLog) -> None:
+    """The whole journey ran under the chart's rights: not one 403, and no rule that nobody needed."""
+    requests = list(audit.by(OPERATOR))
+    refused = {r for r in requests if r.code == 403 and "being terminated" not in r.message}
+    assert refused == set()
+    used = {(r.verb, r.resource) for r in requests}
+    used |= {(verb, r.resource) for r in requests if r.verb == "watch" for verb in ("get", "list")}
     granted = set()
-    rules = []
     for kind in ("roles", "clusterroles"):
-        for role in installed.kubectl.items("-A", kind, "-l", "app.kubernetes.io/name=sovereign-operator"):
-            if "aggregat" not in json.dumps(role["metadata"].get("labels", {})):
-                rules += role.get("rules") or []
-    for rule in rules:
-        granted |= {(v, r) for v in rule["verbs"] for r in rule["resources"]}
-    watched = {("list", r) for v, r in asked if v == "watch"}
-    assert granted - asked - watched == set()
+        for role in installed.kubectl.items("-A", kind, "-l", "app.kubernetes.io/component=operator"):
+            for rule in role["rules"]:
+                granted |= {(verb, resource) for verb in rule["verbs"] for resource in rule["resources"]}
+    assert granted
+    assert granted - used == set()

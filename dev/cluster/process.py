@@ -110,6 +110,12 @@ class ProcessTable:
         names = sorted(path.stem for path in self._records.glob("*.json"))
         return [process for name in names if (process := self.find(name))]
 
+    def forget_dead(self, names: Sequence[str]) -> None:
+        """Remove the records that a crash has left, so that only deaths from now on count."""
+        for name in names:
+            if (process := self.find(name)) and not process.alive:
+                (self._records / f"{name}.json").unlink(missing_ok=True)
+
     def end(self, name: str, patience: float = TERM_SECONDS) -> None:
         if process := self.find(name):
             process.end(patience)

@@ -75,6 +75,11 @@ class Cluster:
         return self.state_dir / "pki"
 
     @property
+    def audit_log(self) -> Path:
+        """What the API server was asked, by whom, in order: one JSON object (audit.k8s.io/v1 Event) a line."""
+        return self.state_dir / "logs" / "audit.log"
+
+    @property
     def processes(self) -> ProcessTable:
         return ProcessTable(self.state_dir / "processes", self.state_dir / "logs")
 

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real API server for the tests here: one embedded control plane for each test process, gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from dev.cluster import Cluster, down, up
+from dev.kubectl import Kubectl
+
+# Opens a dynamic client (kubernetes.aio) against the control plane: `async with kubernetes() as client`.
+ClientFactory = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Cluster]:
+    """An embedded control plane without our CRDs. SOVEREIGN_KEEP=1 leaves it running and says so."""
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    try:
+        yield up(name)
+    finally:
+        if os.environ.get("SOVEREIGN_KEEP"):
+            print(f"kept: end it with `python -m dev cluster down --name {name}`")
+        else:
+            down(name)
+
+
+@pytest.fixture
+def kubectl(control_plane: Cluster) -> Kubectl:
+    return Kubectl(tuple(control_plane.kubectl))
+
+
+@pytest.fixture
+def namespace(kubectl: Kubectl) -> Iterator[str]:
+    """A namespace for one test; its deletion is asked for and not waited for."""
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture
+def kubernetes(control_plane: Cluster) -> ClientFactory:
+    """A factory of dynamic clients that know this control plane and no other context."""
+    from kubernetes.aio import client, config, dynamic
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Any]:
+        configuration = client.Configuration()
+        await config.load_kube_config(str(control_plane.kubeconfig), client_configuration=configuration)
+        async with client.ApiClient(configuration) as api:
+            yield await dynamic.DynamicClient(api)
+
+    return opened

@@ -9,6 +9,7 @@ defaults included.
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import sys
 from collections.abc import Mapping
@@ -153,8 +154,12 @@ def _structural(schema: Schema, definitions: Mapping[str, Schema], path: str) ->
         for name, value in schema["properties"].items():
             optional = "$ref" in value and name not in schema.get("required", ())
             if optional and not reported and "properties" in properties[name]:
-                # Without this the defaults inside would appear only where a user wrote the object itself.
-                properties[name]["default"] = {}
+                # Without this the defaults inside would appear only where a user wrote the object itself; and
+                # they are spelt out because the API server runs the rules over a default as it stands here.
+                inner = properties[name]["properties"]
+                properties[name]["default"] = {
+                    key: copy.deepcopy(value["default"]) for key, value in inner.items() if "default" in value
+                }
         result["properties"] = properties
         if schema.get("required"):
             result["required"] = schema["required"]

@@ -57,8 +57,6 @@ OBJECT_RULES: Final = (
         "",
         f"self.metadata.name.size() <= {MAX_NAME_LENGTH}",
         f"metadata.name must have at most {MAX_NAME_LENGTH} characters, because Ray adds to it; shorten it",
-        f'"metadata.name must have at most {MAX_NAME_LENGTH} characters, because Ray adds to it; it has "'
-        ' + string(self.metadata.name.size()) + ", shorten it"',
     ),
     Rule(
         "name-is-a-service-name",

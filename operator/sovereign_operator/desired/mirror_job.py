@@ -24,7 +24,7 @@ from sovereign_operator.api import (
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.desired.quantity import size
 from sovereign_operator.desired.rendered import rendered_hash
-from sovereign_operator.desired.sandbox import POD_SECURITY, RESTRICTED, home_environment
+from sovereign_operator.desired.sandbox import home_environment, pod_security, restricted
 from sovereign_operator.values import Manifest
 
 MIB: Final = 1024**2
@@ -135,7 +135,7 @@ def _pod(model: SovereignModel, config: OperatorConfig) -> Manifest:
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(),
         "volumes": volumes,
         "containers": [
             {
@@ -148,7 +148,7 @@ def _pod(model: SovereignModel, config: OperatorConfig) -> Manifest:
                     "requests": {"cpu": "250m", "memory": size(256 * MIB)},
                     "limits": {"memory": size(512 * MIB)},
                 },
-                "securityContext": RESTRICTED,
+                "securityContext": restricted(),
                 "terminationMessagePath": RESULT_FILE,
                 "terminationMessagePolicy": "File",
                 "volumeMounts": mounts,

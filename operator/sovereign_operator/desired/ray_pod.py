@@ -24,9 +24,9 @@ from sovereign_operator.desired.network_policy import DASHBOARD_PORT, HTTP_PORT,
 from sovereign_operator.desired.quantity import cores, parse_cores, parse_size, rounded_up, size
 from sovereign_operator.desired.sandbox import (
     HOME,
-    POD_SECURITY,
-    RESTRICTED,
     offline_environment,
+    pod_security,
+    restricted,
     serving_environment,
 )
 from sovereign_operator.values import Artifact, Manifest, Placement
@@ -114,7 +114,7 @@ def _template(
     spec: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(),
         "initContainers": [delivery],
         "containers": [ray],
         "volumes": volumes,
@@ -133,7 +133,7 @@ def _ray_container(model: SovereignModel, name: str) -> Manifest:
         "name": name,
         "image": model.spec.serving.image,
         "env": serving_environment(cpu=model.spec.serving.device is Device.CPU),
-        "securityContext": RESTRICTED,
+        "securityContext": restricted(),
         "volumeMounts": [
             {"name": "weights", "mountPath": WEIGHTS, "readOnly": True},
             {"name": "home", "mountPath": HOME},
@@ -167,7 +167,7 @@ def _delivery(artifact: Artifact, config: OperatorConfig, *, config_only: bool) 
             "requests": {"cpu": "100m", "memory": size(128 * MIB)},
             "limits": {"memory": size(512 * MIB)},
         },
-        "securityContext": RESTRICTED,
+        "securityContext": restricted(),
         "terminationMessagePath": RESULT_FILE,
         "terminationMessagePolicy": "File",
         "volumeMounts": mounts,

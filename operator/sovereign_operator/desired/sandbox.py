@@ -15,24 +15,6 @@ from sovereign_operator.values import Manifest
 USER: Final = 1000
 HOME: Final = "/home/sovereign"
 
-POD_SECURITY: Final[Manifest] = {
-    "runAsNonRoot": True,
-    "runAsUser": USER,
-    "runAsGroup": USER,
-    "fsGroup": USER,
-    "fsGroupChangePolicy": "OnRootMismatch",
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-RESTRICTED: Final[Manifest] = {
-    "allowPrivilegeEscalation": False,
-    "readOnlyRootFilesystem": True,
-    "runAsNonRoot": True,
-    "runAsUser": USER,
-    "runAsGroup": USER,
-    "capabilities": {"drop": ["ALL"]},
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-
 # No library of the stack calls home, downloads a kernel, or looks for a newer version of anything. Ray hands
 # only some of these on to its actors, so they are set on every container, head and workers alike.
 OFFLINE: Final = {
@@ -65,6 +47,31 @@ WRITABLE: Final = {
 # On CPUs: GiB of cache for keys and values (vLLM would take half of the node), and no pinning to cores that
 # other pods use.
 CPU_PROFILE: Final = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+
+def pod_security() -> Manifest:
+    """The pod's security context: what `restricted` asks for, and a group that may write the volumes."""
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def restricted() -> Manifest:
+    """A container's security context under `restricted`, with nothing writable but its mounts."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "capabilities": {"drop": ["ALL"]},
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
 
 
 def serving_environment(cpu: bool) -> list[Manifest]:

@@ -77,6 +77,16 @@ def require_safe(path: str) -> None:
         )
 
 
+def require_not_hostile(path: str) -> None:
+    """Raises UnsafeFileName for a name that leaves its directory or hides characters."""
+    climbs = path.startswith("/") or "\\" in path or ".." in path.split("/")
+    if not path or climbs or any(unicodedata.category(character) in _INVISIBLE for character in path):
+        raise UnsafeFileName(
+            f"Expected file names inside the repository, but {path[:200]!a} {defect_of(path)}. The listing "
+            "is hostile or broken, so nothing of it was taken."
+        )
+
+
 def require_safe_set(paths: Iterable[str]) -> None:
     """Raises unless every path is safe, no two are the same file somewhere, and none is another's folder."""
     seen: dict[str, str] = {}

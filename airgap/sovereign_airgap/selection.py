@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from sovereign_airgap import strict_json
-from sovereign_airgap.errors import IndexNamesMissingFile, MalformedConfig, NothingServable
+from sovereign_airgap.errors import IndexNamesMissingFile, MalformedConfig, NothingServable, TooManyFiles
 from sovereign_airgap.manifest import DOC_TYPE, WEIGHT_CONFIG_TYPE, WEIGHT_TYPE
-from sovereign_airgap.names import defect_of, require_safe_set
+from sovereign_airgap.names import MAX_FILES, defect_of, require_not_hostile, require_safe_set
 
 WEIGHTS = ".safetensors"
 INDEX = ".safetensors.index.json"
@@ -48,7 +48,7 @@ class Wish:
         return json.dumps(wish, ensure_ascii=False, separators=(",", ":"))
 
     def tag(self, revision: str) -> str:
-        """The tag of a commit under this wish: the commit, plus 8 hex digits of the wish where one was made."""
+        """The tag of a commit under this wish: the commit, plus 8 hex digits of the wish if there is one."""
         if self.text is None:
             return revision
         return f"{revision}-{hashlib.sha256(self.text.encode('utf-8')).hexdigest()[:8]}"
@@ -133,8 +133,8 @@ def shards_of(index_path: str, content: bytes) -> frozenset[str]:
     for shard in weight_map.values():
         if not isinstance(shard, str) or defect_of(shard) is not None or not shard.endswith(WEIGHTS):
             raise IndexNamesMissingFile(
-                f"Expected {index_path} to name {WEIGHTS} files beside it, found {ascii(shard)[:200]}; ask the "
-                "publisher for a repaired one."
+                f"Expected {index_path} to name {WEIGHTS} files beside it, found {ascii(shard)[:200]}; "
+                "ask the publisher for a repaired one."
             )
         shards.add(posixpath.join(folder, shard))
     return frozenset(shards)
@@ -157,9 +157,13 @@ def select(paths: Sequence[str], wish: Wish, indices: Mapping[str, bytes]) -> Se
             left_out[path] = wished_away
         else:
             candidates[path] = media_type
-    # The bound and the twins count over what the Hub lists, not only over what we take: a repository with
-    # unsafe names is not one that its publisher looked at.
-    require_safe_set(paths)
+    # A listing that tries to leave the directory is hostile, whichever file tries; the finer rules (twins,
+    # names that only Windows minds) are for what would be written.
+    for path in paths:
+        require_not_hostile(path)
+    if len(paths) > MAX_FILES:
+        raise TooManyFiles(f"Expected at most {MAX_FILES} files in the repository, found {len(paths)}.")
+    require_safe_set(candidates)
 
     shards = {path: shards_of(path, indices[path]) for path in index_paths(tuple(candidates), Wish())}
     for path, why in _duplicate_sets(candidates, shards):
@@ -178,7 +182,8 @@ def select(paths: Sequence[str], wish: Wish, indices: Mapping[str, bytes]) -> Se
         pickles = sum(1 for path in paths if path.lower().endswith(_PICKLES))
         found = f"{pickles} pickle files" if pickles else f"{len(paths)} files, none of them {WEIGHTS}"
         raise NothingServable(
-            f"Expected at least one {WEIGHTS} file, found {found}; choose a repository or commit with safetensors."
+            f"Expected at least one {WEIGHTS} file, found {found}; choose a repository or commit "
+            "with safetensors."
         )
     return Selection(
         taken=tuple(Taken(path, candidates[path]) for path in _sorted(candidates)),

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `sovereign-airgap`: three verbs, and the one place where errors become exit codes.
+
+0 done, 1 failed, 2 usage, 3 refused. The result file (a pod's termination message) is written however a run
+ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+from rich.console import Console
+
+from sovereign_airgap.access import Access
+from sovereign_airgap.errors import (
+    EXIT_DONE,
+    EXIT_USAGE,
+    CredentialsUnreadable,
+    InternalError,
+    Interrupted,
+    InvalidReference,
+    SovereignError,
+)
+from sovereign_airgap.hub import PUBLIC_ENDPOINT, read_token
+from sovereign_airgap.inspect import inspect as inspect_artifact
+from sovereign_airgap.inspect import show
+from sovereign_airgap.mirror import MirrorOptions, MirrorResult
+from sovereign_airgap.mirror import mirror as mirror_model
+from sovereign_airgap.pace import Patience
+from sovereign_airgap.progress import Progress, served, shown
+from sovereign_airgap.pull import PullOptions, PullResult
+from sovereign_airgap.pull import pull as pull_artifact
+from sovereign_airgap.reference import HubReference, OciReference
+from sovereign_airgap.selection import Wish
+
+RESULT_BYTES = 3 * 1024
+_MESSAGE_CHARACTERS = 1000
+_log = logging.getLogger("sovereign_airgap")
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class _HubReferenceType(click.ParamType[HubReference]):
+    name = "hf://org/name@commit"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> HubReference:
+        try:
+            return HubReference.parse(str(value))
+        except InvalidReference as error:
+            self.fail(str(error), param, context)
+
+
+class _OciReferenceType(click.ParamType[OciReference]):
+    name = "oci://host/repo"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> OciReference:
+        try:
+            return OciReference.parse(str(value))
+        except InvalidReference as error:
+            self.fail(str(error), param, context)
+
+
+def _registry_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS."),
+        click.option("--ca", type=_FILE, help="PEM file: the only authorities trusted for the registry."),
+        click.option("--docker-config", type=_FILE, help="Docker config with the registry's login."),
+        click.option("--attempts", type=click.IntRange(1), help="Failures in a row before giving up."),
+        click.option("--stall-seconds", type=click.FloatRange(0.1), help="How long nothing may move."),
+        click.option("--longest-pause", type=click.FloatRange(0), help="Seconds between attempts, at most."),
+    ):
+        command = option(command)
+    return command
+
+
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--progress", "how", type=click.Choice(["auto", "json", "none"]), default="auto"),
+        click.option("--progress-port", type=click.IntRange(0, 65535), help="Serve GET /progress here."),
+        click.option("--result-file", type=click.Path(path_type=Path), help="Write the result here as JSON."),
+    ):
+        command = option(command)
+    return command
+
+
+def _patience(attempts: int | None, stall_seconds: float | None, longest_pause: float | None) -> Patience:
+    usual = Patience()
+    stall = usual.stall if stall_seconds is None else stall_seconds
+    longest = usual.longest_pause if longest_pause is None else longest_pause
+    return Patience(
+        attempts=usual.attempts if attempts is None else attempts,
+        stall=stall,
+        connect=min(usual.connect, stall),
+        longest_pause=longest,
+        first_pause=min(usual.first_pause, longest),
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="sovereign-models")
+def cli() -> None:
+    """Moves models into a registry and out of it again, with every digest checked."""
+
+
+@cli.command("mirror")
+@click.argument("source", type=_HubReferenceType())
+@click.argument("target", type=_OciReferenceType())
+@click.option("--include", multiple=True, metavar="GLOB", help="Take only files that match (repeatable).")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files that match (repeatable).")
+@click.option("--endpoint", default=PUBLIC_ENDPOINT, show_default=True, help="Where the hub is.")
+@click.option("--hub-ca", type=_FILE, help="PEM file: the only authorities trusted for the hub.")
+@click.option("--token-file", type=_FILE, help="File with the hub token; nothing else is looked for.")
+@_registry_options
+@_run_options
+@click.pass_context
+def mirror_command(
+    context: click.Context,
+    source: HubReference,
+    target: OciReference,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    endpoint: str,
+    hub_ca: Path | None,
+    token_file: Path | None,
+    plain_http: bool,
+    ca: Path | None,
+    docker_config: Path | None,
+    attempts: int | None,
+    stall_seconds: float | None,
+    longest_pause: float | None,
+    how: str,
+    progress_port: int | None,
+    result_file: Path | None,
+) -> None:
+    """Mirrors SOURCE (hf://org/name@COMMIT) to TARGET (oci://HOST[/REPO][:TAG])."""
+    if target.digest is not None:
+        raise click.UsageError("TARGET takes a tag, not a digest: the digest is what comes out.")
+    options = MirrorOptions(
+        access=Access(plain_http, ca, docker_config),
+        endpoint=endpoint,
+        hub_ca=hub_ca,
+        token=None if token_file is None else _token(token_file),
+        wish=Wish(include, exclude),
+        patience=_patience(attempts, stall_seconds, longest_pause),
+    )
+    progress = Progress()
+    with served(progress, progress_port), shown(progress, how):
+        found = mirror_model(source, target, options, progress)
+    context.obj.update(_mirrored(found))
+    if how != "none":
+        for file in found.left_out:
+            click.echo(f"left out: {ascii(file.path)[1:-1]} {file.why}", err=True)
+    if found.no_facts is not None:
+        click.echo(f"no facts: {found.no_facts}", err=True)
+    click.echo(_line(context.obj) if how == "json" else str(found.reference))
+
+
+@cli.command("pull")
+@click.argument("reference", type=_OciReferenceType())
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--config-only", is_flag=True, help="Everything but the weights.")
+@click.option(
+    "--verify-always", is_flag=True, help="Hash files again even where the marker vouches for them."
+)
+@_registry_options
+@_run_options
+@click.pass_context
+def pull_command(
+    context: click.Context,
+    reference: OciReference,
+    directory: Path,
+    config_only: bool,
+    verify_always: bool,
+    plain_http: bool,
+    ca: Path | None,
+    docker_config: Path | None,
+    attempts: int | None,
+    stall_seconds: float | None,
+    longest_pause: float | None,
+    how: str,
+    progress_port: int | None,
+    result_file: Path | None,
+) -> None:
+    """Pulls REFERENCE (oci://HOST/REPO@sha256:…) into DIRECTORY."""
+    if reference.digest is None:
+        raise click.UsageError("REFERENCE must be by digest, as in oci://HOST/REPO@sha256:…: tags can move.")
+    options = PullOptions(
+        access=Access(plain_http, ca, docker_config),
+        config_only=config_only,
+        verify_always=verify_always,
+        patience=_patience(attempts, stall_seconds, longest_pause),
+    )
+    progress = Progress()
+    with served(progress, progress_port), shown(progress, how):
+        found = pull_artifact(reference, directory, options, progress)
+    context.obj.update(_pulled(found, reference))
+    click.echo(_line(context.obj) if how == "json" else str(context.obj["message"]))
+
+
+@cli.command("inspect")
+@click.argument("reference", type=_OciReferenceType())
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
+@_registry_options
+def inspect_command(
+    reference: OciReference,
+    as_json: bool,
+    plain_http: bool,
+    ca: Path | None,
+    docker_config: Path | None,
+    attempts: int | None,
+    stall_seconds: float | None,
+    longest_pause: float | None,
+) -> None:
+    """Shows what the artifact REFERENCE is, without its weights."""
+    if reference.tag is None and reference.digest is None:
+        raise click.UsageError("REFERENCE must name a tag or a digest.")
+    patience = _patience(attempts, stall_seconds, longest_pause)
+    found = inspect_artifact(reference, Access(plain_http, ca, docker_config), patience)
+    if as_json:
+        click.echo(json.dumps(found.as_json(), indent=2))
+    else:
+        show(found, Console())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; the result file is written in any case."""
+    result: dict[str, str | int] = {}
+    try:
+        with _signals():
+            cli.main(list(arguments), prog_name="sovereign-airgap", standalone_mode=False, obj=result)
+        code = EXIT_DONE
+    except click.exceptions.Exit as ended:
+        code = ended.exit_code
+    except click.ClickException as error:
+        error.show()
+        result = _failed("Usage", error.format_message())
+        code = EXIT_USAGE
+    except SovereignError as error:
+        click.echo(f"{error.reason}: {error}", err=True)
+        result = _failed(error.reason, str(error))
+        code = error.exit_code
+    except Exception as error:
+        _log.exception("a defect of ours")
+        result = _failed(
+            InternalError.reason, f"{type(error).__name__}: this is a defect of ours, see the log."
+        )
+        code = InternalError.exit_code
+    path = _result_file(arguments)
+    if path is not None and result:
+        # The exit code already says how the run ended.
+        with contextlib.suppress(OSError):
+            path.write_text(_line(result) + "\n", encoding="utf-8")
+    return code
+
+
+def main() -> None:
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    _log.setLevel(logging.WARNING if sys.stderr.isatty() else logging.INFO)
+    # Libraries write progress bars and notices of their own; ours are the only ones.
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    sys.exit(run(sys.argv[1:]))
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM and SIGINT end the run once, as Interrupted; while it cleans up they are ignored."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for wanted in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(wanted, signal.SIG_IGN)
+        raise Interrupted(f"{signal.Signals(number).name} ended the work; start it again to go on.")
+
+    try:
+        before = {wanted: signal.signal(wanted, interrupt) for wanted in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever runs us there keeps the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for wanted, handler in before.items():
+            signal.signal(wanted, handler)
+
+
+def _mirrored(found: MirrorResult) -> dict[str, str | int]:
+    message = f"Mirrored {found.files} files ({found.size} bytes) of {found.source}."
+    if found.no_facts is not None:
+        message += f" No facts: {found.no_facts}"
+    return {
+        "reason": "Mirrored",
+        "message": message[:_MESSAGE_CHARACTERS],
+        "digest": str(found.digest),
+        "reference": str(found.reference),
+        "tag": found.tag,
+        "bytes": found.size,
+        "files": found.files,
+        "revision": found.source.revision,
+    }
+
+
+def _pulled(found: PullResult, reference: OciReference) -> dict[str, str | int]:
+    return {
+        "reason": "Pulled",
+        "message": f"{found.files} files ({found.size} bytes) are in {found.directory}, {found.kept} were there.",
+        "digest": str(found.digest),
+        "reference": str(reference),
+        "bytes": found.size,
+        "files": found.files,
+        "revision": found.revision,
+    }
+
+
+def _failed(reason: str, message: str) -> dict[str, str | int]:
+    return {"reason": reason, "message": message[:_MESSAGE_CHARACTERS]}
+
+
+def _line(result: dict[str, str | int]) -> str:
+    text = json.dumps(result, ensure_ascii=False)
+    if len(text.encode("utf-8", "replace")) > RESULT_BYTES:
+        text = json.dumps({**result, "message": str(result["message"])[:200]}, ensure_ascii=True)
+    return text
+
+
+def _result_file(arguments: Sequence[str]) -> Path | None:
+    """Read from the bare arguments, because a run may end before they are parsed."""
+    for at, argument in enumerate(arguments):
+        if argument == "--result-file" and at + 1 < len(arguments):
+            return Path(arguments[at + 1])
+        if argument.startswith("--result-file="):
+            return Path(argument.partition("=")[2])
+    return None
+
+
+def _token(path: Path) -> str:
+    try:
+        return read_token(path.read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError, InvalidReference) as error:
+        raise CredentialsUnreadable(f"Expected one hub token in {path}, found something else.") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb `pull`: an artifact becomes a directory of files that are what the manifest says.
+
+Hashed while written, published by rename only after the digest matched. The marker comes last and says that
+all files are there; a reader that sees it needs to check nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sovereign_airgap import strict_json
+from sovereign_airgap.access import Access
+from sovereign_airgap.blobs import BlobRestarted, BlobStream, corrupt
+from sovereign_airgap.digest import Digest
+from sovereign_airgap.disk import (
+    HalfWritten,
+    explained,
+    locked,
+    place_of,
+    regular_file,
+    require_room,
+    sweep,
+    sync_folder,
+)
+from sovereign_airgap.errors import InvalidReference
+from sovereign_airgap.manifest import Descriptor, Layer, ModelManifest
+from sovereign_airgap.names import defect_of
+from sovereign_airgap.pace import Pace, Patience
+from sovereign_airgap.progress import Progress
+from sovereign_airgap.reference import OciReference
+from sovereign_airgap.registry import Registry
+from sovereign_airgap.stopping import first_cause
+from sovereign_airgap.strict_json import Json
+
+MARKER = ".complete"
+CONFIG_MARKER = ".complete-config"
+_MARKER_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class PullOptions:
+    """`verify_always` hashes files again that the marker already vouches for."""
+
+    access: Access = field(default_factory=Access)
+    config_only: bool = False
+    verify_always: bool = False
+    patience: Patience = field(default_factory=Patience)
+    parallel: int = 4
+    direct: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PullResult:
+    """What lies in the directory now; `kept` of the files were there already and right."""
+
+    digest: Digest
+    directory: Path
+    size: int
+    files: int
+    kept: int
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    size: int
+    mtime_ns: int
+    digest: str
+
+
+def pull(reference: OciReference, directory: Path, options: PullOptions, progress: Progress) -> PullResult:
+    """Pulls by digest; raises a SovereignError, and then no marker is there and every final path is right."""
+    if reference.digest is None or not reference.repository:
+        raise InvalidReference(
+            f"Expected a reference by digest as in oci://HOST/REPO@sha256:…, found {reference}."
+        )
+    with Pace(options.patience) as pace, options.access.registry(reference, pace, push=False) as registry:
+        progress.enter("reading the manifest")
+        manifest = ModelManifest.parse(registry.get_manifest(str(reference.digest)))
+        with locked(directory):
+            return _Pull(registry, pace, manifest, reference.digest, directory, options, progress).run()
+
+
+@dataclass(slots=True)
+class _Pull:
+    registry: Registry
+    pace: Pace
+    manifest: ModelManifest
+    digest: Digest
+    directory: Path
+    options: PullOptions
+    progress: Progress
+
+    def run(self) -> PullResult:
+        layers = tuple(
+            layer for layer in self.manifest.layers if not (self.options.config_only and layer.is_weight)
+        )
+        size = sum(layer.size for layer in layers)
+        self.progress.expect(len(layers), size)
+        self.progress.enter("checking what is there")
+        vouched = self._vouched()
+        sweep(self.directory)
+        places = {layer.path: place_of(self.directory, layer.path) for layer in layers}
+        kept: dict[str, _Written] = {}
+        for layer in layers:
+            found = self._is_right(layer, places[layer.path], vouched)
+            if found is not None:
+                kept[layer.path] = found
+        missing = [layer for layer in layers if layer.path not in kept]
+        if missing or not self._marker.is_file():
+            with explained(self._marker):
+                self._marker.unlink(missing_ok=True)
+        require_room(self.directory, sum(layer.size for layer in missing))
+        self.progress.enter("pulling")
+        written = self._fetch_all(missing, places)
+        for folder in sorted({place.parent for place in places.values()}):
+            sync_folder(folder)
+        self._mark({**kept, **written})
+        self.progress.enter("done")
+        return PullResult(self.digest, self.directory, size, len(layers), len(kept), self.manifest.revision)
+
+    @property
+    def _marker(self) -> Path:
+        return self.directory / (CONFIG_MARKER if self.options.config_only else MARKER)
+
+    # -- what is there already ------------------------------------------------------------------------------
+
+    def _vouched(self) -> dict[str, _Written]:
+        """What the markers vouch for; files of another artifact that we wrote earlier are removed."""
+        wanted = {layer.path for layer in self.manifest.layers}
+        vouched: dict[str, _Written] = {}
+        for name in (MARKER, CONFIG_MARKER):
+            marker = self.directory / name
+            manifest, files = read_marker(marker)
+            if manifest == str(self.digest):
+                vouched.update(files)
+                continue
+            with explained(marker):
+                marker.unlink(missing_ok=True)
+                for path in files:
+                    # Left behind they would be served: engines load every shard that they find.
+                    if path not in wanted and defect_of(path) is None:
+                        self._remove(path)
+        return vouched
+
+    def _remove(self, path: str) -> None:
+        place = self.directory / path
+        if place.parent.resolve().is_relative_to(self.directory.resolve()) and regular_file(place):
+            place.unlink()
+
+    def _is_right(
+        self, layer: Layer, places: dict[str, Path], vouched: dict[str, _Written]
+    ) -> _Written | None:
+        found = regular_file(place)
+        if found is None or found.st_size != layer.size:
+            return None
+        written = _Written(found.st_size, found.st_mtime_ns, str(layer.digest))
+        if self.options.verify_always or vouched.get(layer.path) != written:
+            self.pace.check()
+            with explained(place), place.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != layer.digest.hex:
+                    return None
+        self.progress.moved(layer.size)
+        self.progress.finished(layer.path)
+        return written
+
+    # -- the bytes ------------------------------------------------------------------------------------------
+
+    def _fetch_all(self, layers: list[Layer], places: dict[str, Path]) -> dict[str, _Written]:
+        order = sorted(layers, key=lambda layer: (-layer.size, layer.path))
+        with ThreadPoolExecutor(self.options.parallel, thread_name_prefix="pull") as pool:
+            futures = {layer.path: pool.submit(self._fetch, layer, places[layer.path]) for layer in order}
+            try:
+                done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
+                if all(future.exception() is None for future in done):
+                    return {path: future.result() for path, future in futures.items()}
+            except BaseException:
+                self.pace.stop()
+                raise
+            finally:
+                for future in futures.values():
+                    future.cancel()
+            self.pace.stop()
+        raise first_cause(f.exception() for f in futures.values() if f.done() and not f.cancelled())
+
+    def _fetch(self, layer: Layer, place: Path) -> _Written:
+        self.pace.check()
+        self.progress.working_on(layer.path)
+        blob = Descriptor(layer.media_type, layer.digest, layer.size)
+        stream = BlobStream(self.registry, blob, ascii(layer.path))
+        half = HalfWritten(place, self.options.direct)
+        try:
+            found = self._copy(stream, half)
+            if found != layer.digest:
+                raise corrupt(self.registry, blob, ascii(layer.path), str(found))
+            status = half.publish()
+        except BaseException:
+            self.progress.moved(-stream.position)
+            raise
+        finally:
+            half.close()
+            stream.close()
+        self.progress.finished(layer.path)
+        return _Written(status.st_size, status.st_mtime_ns, str(layer.digest))
+
+    def _copy(self, stream: BlobStream, half: HalfWritten) -> Digest:
+        sha256 = hashlib.sha256()
+        seen = 0
+        while True:
+            room = half.room()
+            try:
+                count = stream.readinto(room)
+            except BlobRestarted:
+                self.progress.moved(-seen)
+                sha256, seen = hashlib.sha256(), 0
+                half.restart()
+                continue
+            if count == 0:
+                return Digest(sha256.hexdigest())
+            sha256.update(room[:count])
+            half.filled(count)
+            seen += count
+            self.progress.moved(count)
+
+    # -- the marker -----------------------------------------------------------------------------------------
+
+    def _mark(self, files: dict[str, _Written]) -> None:
+        listed: dict[str, Json] = {
+            path: {"digest": file.digest, "mtimeNs": file.mtime_ns, "size": file.size}
+            for path, file in sorted(files.items())
+        }
+        document: Json = {"files": listed, "format": _MARKER_FORMAT, "manifest": str(self.digest)}
+        content = json.dumps(document, sort_keys=True).encode("ascii")
+        half = HalfWritten(self._marker, direct=False)
+        try:
+            at = 0
+            while at < len(content):
+                room = half.room()
+                count = min(len(room), len(content) - at)
+                room[:count] = content[at : at + count]
+                half.filled(count)
+                at += count
+            half.publish()
+        finally:
+            half.close()
+        sync_folder(self.directory)
+
+
+def read_marker(marker: Path) -> tuple[str, dict[str, _Written]]:
+    """The manifest digest and files of a marker; nothing where there is none or it is no marker of ours."""
+    try:
+        document = strict_json.load_object(marker.read_bytes())
+    except (OSError, strict_json.NotStrict):
+        return "", {}
+    manifest, files = document.get("manifest"), document.get("files")
+    if (
+        document.get("format") != _MARKER_FORMAT
+        or not isinstance(manifest, str)
+        or not isinstance(files, dict)
+    ):
+        return "", {}
+    found = {}
+    for path, entry in files.items():
+        if isinstance(entry, dict):
+            size, mtime, digest = entry.get("size"), entry.get("mtimeNs"), entry.get("digest")
+            if isinstance(size, int) and isinstance(mtime, int) and isinstance(digest, str):
+                found[path] = _Written(size, mtime, digest)
+    return manifest, found

@@ -78,6 +78,7 @@ PROGRAMS: dict[str, Program] = {
     "helm": Program("helm", "helm.sh/helm/v4/cmd/helm"),
     "crane": Program("crane", "github.com/google/go-containerregistry/cmd/crane"),
     "pause": Program("pause"),
+    "witness": Program("witness"),
 }
 CNI_PLUGINS = ("bridge", "host-local", "loopback", "portmap")
 CONTROL_PLANE = ("kube",)

@@ -54,7 +54,7 @@ def _up(arguments: argparse.Namespace) -> int:
     if _uses_kind():
         import dev.cluster.kind as kind
 
-        print(f"kubeconfig: {kind.up(arguments.name)}")
+        print(f"kubeconfig: {kind.up(arguments.name, _say)}")
         return 0
     started = time.monotonic()
     cluster = up(arguments.name, node=arguments.node, progress=_say)
@@ -69,7 +69,7 @@ def _down(arguments: argparse.Namespace) -> int:
     if _uses_kind():
         import dev.cluster.kind as kind
 
-        kind.down(arguments.name)
+        kind.down(arguments.name, _say)
         return 0
     if state.load(arguments.name) is None:
         print(f"There is no cluster {arguments.name}.")

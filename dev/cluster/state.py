@@ -76,7 +76,7 @@ class Cluster:
 
     @property
     def audit_log(self) -> Path:
-        """What the API server was asked, by whom, in order: one JSON object (audit.k8s.io/v1 Event) a line."""
+        """What the API server was asked, by whom, in order: one audit.k8s.io/v1 Event as JSON a line."""
         return self.state_dir / "logs" / "audit.log"
 
     @property

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -26,7 +27,7 @@ def control_plane() -> Iterator[Cluster]:
         yield up(name)
     finally:
         if os.environ.get("SOVEREIGN_KEEP"):
-            print(f"kept: end it with `python -m dev cluster down --name {name}`")
+            sys.stderr.write(f"\nkept: end it with `python -m dev cluster down --name {name}`\n")
         else:
             down(name)
 

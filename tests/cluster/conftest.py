@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real node for the tests here: one embedded cluster for each test process, gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+from dev.cluster import Cluster, down, up
+from dev.cluster.node import impossible
+from dev.kubectl import Kubectl
+
+
+@pytest.fixture(scope="session")
+def node_cluster() -> Iterator[Cluster]:
+    """An embedded cluster with a node; skipped with the reason where this machine cannot run one.
+
+    SOVEREIGN_KEEP=1 leaves it running and says so.
+    """
+    if reason := impossible():
+        pytest.skip(reason)
+    name = f"test-{uuid.uuid4().hex[:8]}"
+    try:
+        yield up(name, node=True)
+    finally:
+        if os.environ.get("SOVEREIGN_KEEP"):
+            sys.stderr.write(f"\nkept: end it with `python -m dev cluster down --name {name}`\n")
+        else:
+            down(name)
+
+
+@pytest.fixture(scope="session")
+def kubectl(node_cluster: Cluster) -> Kubectl:
+    return Kubectl(tuple(node_cluster.kubectl))
+
+
+@pytest.fixture
+def namespace(kubectl: Kubectl) -> Iterator[str]:
+    """A namespace for one test, without pod security labels; its deletion is not waited for."""
+    name = f"t-{uuid.uuid4().hex[:8]}"
+    kubectl("create", "namespace", name)
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")

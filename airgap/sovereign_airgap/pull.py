@@ -153,9 +153,7 @@ class _Pull:
         if place.parent.resolve().is_relative_to(self.directory.resolve()) and regular_file(place):
             place.unlink()
 
-    def _is_right(
-        self, layer: Layer, places: dict[str, Path], vouched: dict[str, _Written]
-    ) -> _Written | None:
+    def _is_right(self, layer: Layer, place: Path, vouched: dict[str, _Written]) -> _Written | None:
         found = regular_file(place)
         if found is None or found.st_size != layer.size:
             return None

@@ -42,7 +42,8 @@ def settings_for(settings: kopf.OperatorSettings) -> None:
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.queueing.worker_limit = None  # with indices a limit deadlocks at start
-    settings.persistence.finalizer = api.FINALIZER
+    # Never FINALIZER: kopf takes off whatever is named here as soon as no handler of its kinds wants it.
+    settings.persistence.finalizer = f"{api.GROUP}/unused-by-kopf"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=api.GROUP)
     settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=api.GROUP)
     settings.networking.request_timeout = 30.0

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A site for the operator's tests: our CRD, the chart's service account and roles, a registry, and the process.
+
+The operator runs as the chart's ServiceAccount with the chart's rights, in a process of its own, against the real
+API server. There is no kubelet and no KubeRay: the tests play both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dev.binaries import binary
+from dev.cluster import Cluster
+from tests.controlplane.api_server import ApiServer, Manifest, condition, eventually
+from tests.controlplane.kuberay_player import KubeRayPlayer
+from tests.controlplane.registry_double import RegistryDouble
+
+ROOT = Path(__file__).resolve().parents[2]
+REVISION = "41bd4c9e7e4fb318ca40e721131d4933966c2cc1"
+NEXT_REVISION = "0123456789abcdef0123456789abcdef01234567"
+IMAGE = "registry.example/serving@sha256:" + "5" * 64
+RESOURCE = "sovereign.dev/accelerator"
+PRODUCT_LABEL = "sovereign.dev/accelerator-product"
+RIGHTS = {"Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "ServiceAccount"}
+
+
+def install_crds(api: ApiServer, kuberay: bool = True) -> None:
+    """Our CRD, and RayService and RayCluster: KubeRay's own where they are at hand, else the stand-in's."""
+    apply_crds(api, sorted((ROOT / "crds").glob("*.yaml")))
+    if kuberay:
+        install_kuberay(api)
+
+
+def install_kuberay(api: ApiServer) -> None:
+    real = sorted((ROOT.parent / "shared" / "kuberay-crds").glob("*.yaml"))
+    apply_crds(api, real or [ROOT / "dev" / "kuberay" / "crds.yaml"])
+
+
+def apply_crds(api: ApiServer, paths: list[Path]) -> None:
+    for path in paths:
+        for document in yaml.load_all(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if document:
+                apply_crd(api, document)
+
+
+def apply_crd(api: ApiServer, document: Manifest) -> None:
+    name = document["metadata"]["name"]
+    query = "?fieldManager=test&force=true"
+    path = api.path("CustomResourceDefinition", None, name)
+    api.call("PATCH", path + query, document, **{"Content-Type": "application/apply-patch+yaml"})
+    eventually(
+        lambda: (
+            condition(api.get("CustomResourceDefinition", None, name), "Established").get("status") == "True"
+        ),
+        f"{name} is established",
+    )
+    group, version = document["spec"]["group"], document["spec"]["versions"][0]["name"]
+    plural = document["spec"]["names"]["plural"]
+    eventually(lambda: api.serves(f"/apis/{group}/{version}/{plural}"), f"{plural} are served")
+
+
+class Site:
+    """One model namespace and one system namespace of their own, so that tests do not meet."""
+
+    def __init__(self, cluster: Cluster, folder: Path, registry: RegistryDouble) -> None:
+        self.cluster, self.folder, self.registry = cluster, folder, registry
+        self.api = ApiServer(cluster.kubeconfig)
+        tag = uuid.uuid4().hex[:6]
+        self.system, self.models = f"system-{tag}", f"models-{tag}"
+        self.product = f"Product-{tag}"
+        self.settings: dict[str, Any] = {}
+        for namespace in (self.system, self.models):
+            self.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+
+    def install(self, **values: Any) -> None:
+        """The chart's rights, and its configuration with this site's registry in it."""
+        command = [
+            str(binary("helm")), "template", "sovereign", str(ROOT / "charts" / "sovereign-operator"),
+            "--namespace", self.system, "--set", f"watchNamespaces={{{self.models}}}",
+        ]  # fmt: skip
+        command += ["-f", str(next((ROOT / "charts" / "sovereign-operator" / "ci").glob("*.yaml")))]
+        for key, value in values.items():
+            command += ["--set", f"{key}={value}"]
+        rendered = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        for document in filter(None, yaml.safe_load_all(rendered)):
+            if document["kind"] in RIGHTS:
+                self._allow(document)
+            if document["kind"] == "ConfigMap" and "config.yaml" in document["data"]:
+                self.settings = yaml.safe_load(document["data"]["config.yaml"])
+        self.settings["registry"] |= {"host": self.registry.host, "plainHttp": True}
+        self.settings |= {"productLabel": PRODUCT_LABEL, "resyncSeconds": 2, "deletionSeconds": 600}
+        self.settings["externalSources"]["allowed"] = True
+
+    def _allow(self, document: Manifest) -> None:
+        """Cluster-wide names are made this site's own."""
+        metadata = document["metadata"]
+        if document["kind"].startswith("Cluster"):
+            metadata["name"] += f"-{self.system}"
+            if "roleRef" in document:
+                document["roleRef"]["name"] += f"-{self.system}"
+        else:
+            metadata.setdefault("namespace", self.system)
+        self.api.create(document)
+
+    @contextmanager
+    def operator(self, wait: bool = True) -> Iterator[Operator]:
+        process = Operator(self)
+        try:
+            if wait:
+                process.wait_until_alive()
+            yield process
+        finally:
+            process.end()
+
+    def player(self, name: str = "tiny") -> KubeRayPlayer:
+        return KubeRayPlayer(self.api, self.models, name)
+
+    def model(self, name: str = "tiny") -> Manifest:
+        return self.api.get("SovereignModel", self.models, name)
+
+    def create_model(self, name: str = "tiny", **spec: Any) -> Manifest:
+        return self.api.create(self.manifest(name, **spec))
+
+    def manifest(self, name: str = "tiny", **spec: Any) -> Manifest:
+        wanted = {
+            "source": {"huggingFace": {"repo": "org/tiny", "revision": REVISION}},
+            "serving": {
+                "image": IMAGE,
+                "device": "cpu",
+                "parallelism": {"data": 2, "expert": True},
+                "maxModelLen": 256,
+            },
+            "placement": {
+                "accelerator": {"resource": RESOURCE, "product": self.product, "perNode": 1},
+                "tolerations": [{"key": "test", "operator": "Exists"}],
+            },
+        }
+        return {
+            "apiVersion": "sovereign.dev/v1alpha1",
+            "kind": "SovereignModel",
+            "metadata": {"name": name, "namespace": self.models},
+            "spec": wanted | spec,
+        }
+
+    def add_node(self, name: str = "") -> str:
+        """A node with eight accelerators, tainted so that no other pod is bound to it: nobody would run it."""
+        node = f"node-{uuid.uuid4().hex[:6]}" if not name else name
+        self.api.create(
+            {
+                "apiVersion": "v1",
+                "kind": "Node",
+                "metadata": {"name": node, "labels": {PRODUCT_LABEL: self.product}},
+                "spec": {"taints": [{"key": "test", "value": "only", "effect": "NoSchedule"}]},
+            }
+        )
+        amounts = {"cpu": "64", "memory": "256Gi", "pods": "110", RESOURCE: "8"}
+        ready = KubeRayPlayer.condition("Ready", "True", "KubeletReady")
+        status = {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}
+        self.api.patch("Node", None, node, {"status": status}, "status")
+        return node
+
+    def mirror_jobs(self) -> list[Manifest]:
+        return self.api.list("Job", self.system, "sovereign.dev/component=mirror")
+
+    def policies(self) -> list[Manifest]:
+        return self.api.list("NetworkPolicy", self.models, "sovereign.dev/owner")
+
+    def events(self) -> set[str]:
+        return {event["reason"] for event in self.api.list("Event", self.models)}
+
+    def clean(self) -> None:
+        for kind in ("ClusterRoleBinding", "ClusterRole"):
+            for each in self.api.list(kind, None):
+                if each["metadata"]["name"].endswith(self.system):
+                    self.api.delete(kind, None, each["metadata"]["name"])
+
+
+class Operator:
+    """The operator's process, as the chart would run it."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        port = _free_port()
+        self.health = f"http://127.0.0.1:{port}/healthz"
+        kubeconfig = site.folder / f"operator-{port}.kubeconfig"
+        kubeconfig.write_text(
+            json.dumps(_kubeconfig(site.api, site.api.token(site.system, "sovereign-operator")))
+        )
+        config = site.folder / f"config-{port}.yaml"
+        config.write_text(yaml.safe_dump(site.settings))
+        self.log = site.folder / f"operator-{port}.log"
+        command = [sys.executable, "-m", "sovereign_operator.main", "--config", str(config)]
+        command += ["--log-format", "plain", "--liveness", self.health]
+        environment = {"KUBECONFIG": str(kubeconfig), "PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+    def is_alive(self) -> bool:
+        try:
+            with urllib.request.urlopen(self.health, timeout=2) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    def wait_until_alive(self) -> None:
+        eventually(lambda: self.is_alive() or not self.is_running(), "the operator answers its probe", 60)
+        assert self.is_running(), self.log.read_text()[-3000:]
+
+    def end(self) -> int:
+        """SIGTERM, and the exit status."""
+        if self.is_running():
+            self._process.terminate()
+        return self._process.wait(timeout=30)
+
+
+def _kubeconfig(api: ApiServer, token: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [
+            {"name": "c", "cluster": {"server": api.server, "certificate-authority-data": api.authority}}
+        ],
+        "users": [{"name": "u", "user": {"token": token}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])

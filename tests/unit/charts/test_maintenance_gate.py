@@ -111,7 +111,7 @@ class Site:
 
     def status(self, listener: str, path: str, method: str = "GET") -> int:
         try:
-            return self.request(listener, method, path)[0]
+            return self.request(listener, method, path, Accept=MANIFEST_TYPE)[0]
         except OSError:
             return 0
 

@@ -20,6 +20,7 @@ OWN_REGISTRY = {
         "writer": "push.registry.example",
         "pushSecret": "push",
         "caConfigMap": "site-ca",
+        "cidrs": ["10.1.0.0/16"],
     }
 }
 VARIANTS = {
@@ -29,7 +30,9 @@ VARIANTS = {
     "own registry": OWN_REGISTRY,
     "TLS": {"registry": {"tls": {"secretName": "registry-tls"}, "caConfigMap": "site-ca"}},
     "emptyDir": {"registry": {"persistence": {"enabled": False}}},
-    "external sources": {"externalSources": {"allowed": True, "endpoint": "http://hub.lab:8000"}},
+    "external sources": {
+        "externalSources": {"allowed": True, "endpoint": "http://hub.lab:8000", "extraPorts": [8001]}
+    },
     "everything set": {
         "images": {"pullSecrets": ["pull"]},
         "operator": {
@@ -72,6 +75,7 @@ def test_the_configuration_says_what_the_values_say() -> None:
     assert own.registry.ca_config_map == "site-ca"
     assert not own.registry.plain_http
     assert own.registry_pods.namespace is None
+    assert own.registry.cidrs == ("10.1.0.0/16",)
 
 
 def test_defaults_of_the_chart_are_defaults_of_the_operator() -> None:
@@ -100,6 +104,12 @@ def test_cluster_mode_watches_everything() -> None:
 def test_tls_of_the_registry_is_what_the_operator_is_told() -> None:
     assert parse_config(render().config()).registry.plain_http
     assert not parse_config(render(values=VARIANTS["TLS"]).config()).registry.plain_http
+
+
+def test_the_operator_trusts_the_authority_of_the_registry() -> None:
+    pod = render(values=VARIANTS["TLS"]).one("Deployment", "sovereign-operator")["spec"]["template"]["spec"]
+    assert {"name": "SSL_CERT_FILE", "value": "/etc/registry-ca/ca.crt"} in pod["containers"][0]["env"]
+    assert {"name": "registry-ca", "configMap": {"name": "site-ca"}} in pod["volumes"]
 
 
 def test_a_changed_configuration_restarts_the_operator() -> None:
@@ -174,6 +184,10 @@ REFUSED = {
     "no registry image": ({"images": {"registry": ""}}, "images.registry is needed"),
     "a push secret without its other half": ({"registry": {"pushSecret": "push"}}, "go together"),
     "an own registry without its address": ({"registry": {"enabled": False}}, "host"),
+    "an own registry that could be anywhere": (
+        {"registry": {**OWN_REGISTRY["registry"], "cidrs": ["0.0.0.0/0"]}},
+        "cidrs",
+    ),
     "a claim that only one pod may use": (
         {"registry": {"persistence": {"accessModes": ["ReadWriteOncePod"]}}},
         "accessModes",

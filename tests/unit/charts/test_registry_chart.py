@@ -96,12 +96,9 @@ def test_weights_survive_an_uninstall() -> None:
 
 
 def test_an_own_registry_leaves_nothing_of_ours() -> None:
-    values = {
-        "registry": {"enabled": False, "host": "r.example", "writer": "r.example", "pushSecret": "push"}
-    }
-    assert not [
-        m for m in render(values=values).manifests if m["metadata"]["name"].startswith("sovereign-registry")
-    ]
+    own = {"enabled": False, "host": "r.example", "writer": "r.example", "pushSecret": "push"}
+    rendered = render(values={"registry": {**own, "cidrs": ["10.1.0.0/16"]}})
+    assert not [m for m in rendered.manifests if m["metadata"]["name"].startswith("sovereign-registry")]
 
 
 def test_tls_reaches_both_listeners_and_the_collector_checks_it() -> None:

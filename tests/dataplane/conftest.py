@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data plane against a real registry (distribution) on loopback; skipped where it cannot be built."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dev.binaries import BuildFailed, binary
+from dev.registry import LocalRegistry
+from tests.dataplane.models import a_model
+from tests.dataplane.site import Site, a_site
+
+
+@pytest.fixture(scope="session")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalRegistry]:
+    try:
+        binary("registry")
+    except BuildFailed as failure:
+        pytest.skip(f"the registry cannot be built here: {failure}")
+    with LocalRegistry(tmp_path_factory.mktemp("registry")) as server:
+        yield server
+
+
+@pytest.fixture
+def repository(request: pytest.FixtureRequest) -> str:
+    """A name of the test's own: the registry is shared."""
+    words = re.findall("[a-z0-9]+", request.node.nodeid.rpartition("::")[2].lower())
+    return "models/" + "-".join(words)[:200].strip("-")
+
+
+@pytest.fixture
+def site(tmp_path: Path, registry: LocalRegistry, repository: str) -> Iterator[Site]:
+    with a_site(tmp_path, a_model(seed=repository), registry, repository) as made:
+        yield made

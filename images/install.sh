@@ -21,6 +21,7 @@ packages)
     pip_install --require-hashes -r "$context/locks/$2.txt"
     [ -z "${DIET:-}" ] || "$python" "$context/diet.py"
     byte_compile -j 0 "$(site_packages)"
+    rm -f "$home/.lock"
     ;;
 wheels)
     pip_install --no-index "$context"/wheels/*.whl
@@ -28,6 +29,7 @@ wheels)
     for wheel in "$context"/wheels/*.whl; do
         "$python" -m zipfile -l "$wheel" | awk -v site="$site" '$1 ~ /\.py$/ { print site "/" $1 }'
     done | byte_compile -i -
+    rm -f "$home/.lock"
     ;;
 *)
     echo "install.sh: expected 'packages EXTRA' or 'wheels', found '$1'" >&2

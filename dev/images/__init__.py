@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 
-from dev.images.build import BuildFailed, archive, build_and_push
+from dev.images.build import archive, build_and_push
 from dev.images.catalogue import CATALOGUE, Image
+from dev.images.errors import BuildFailed
 
 __all__ = ["CATALOGUE", "BuildFailed", "Image", "add_parser", "archive", "build_and_push"]
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from dev.images import machine
 from dev.images.catalogue import CATALOGUE, IGNORED_FOLDERS, ROOT, Image, inputs_hash, lineage
+from dev.images.errors import BuildFailed
 from dev.images.rootfs import make_rootfs
 from dev.paths import cache_root
 
@@ -30,8 +31,7 @@ MANIFEST_TYPES = (
 Progress = Callable[[str], None]
 
 
-class BuildFailed(Exception):
-    """A tool failed; the message ends with the last lines it said."""
+TOOLS = ("buildah", "skopeo", "debootstrap")
 
 
 def build_and_push(
@@ -40,6 +40,7 @@ def build_and_push(
     """Makes the registry (host:port, plain HTTP) hold the images; returns their references by digest."""
     if unknown := sorted(set(names) - set(CATALOGUE)):
         raise BuildFailed(f"no such image: {', '.join(unknown)}; there are {', '.join(sorted(CATALOGUE))}")
+    _require_tools()
     with _one_builder():
         return {name: f"{registry}/{name}@{_pushed(CATALOGUE[name], registry, progress)}" for name in names}
 
@@ -48,11 +49,21 @@ def archive(name: str, destination: Path, progress: Progress = lambda line: None
     """Writes an OCI archive, for `ctr images import` where no registry runs yet; returns the tag in it."""
     image = CATALOGUE[name]
     tag = f"localhost/sovereign/{name}:embedded"
+    _require_tools()
     with _one_builder():
         local = _built(image, progress)
         destination.unlink(missing_ok=True)
         _run("skopeo", "copy", "--quiet", f"containers-storage:{local}", f"oci-archive:{destination}:{tag}")
     return tag
+
+
+def _require_tools() -> None:
+    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        raise BuildFailed(
+            f"expected {', '.join(TOOLS)} on PATH, found no {', '.join(missing)}; `apt-get install {' '.join(missing)}`"
+        )
+    if os.geteuid() != 0:
+        raise BuildFailed("images are built as root: debootstrap and chroot need it; found another user")
 
 
 @contextmanager
@@ -110,7 +121,7 @@ def _built(image: Image, progress: Progress) -> str:
     with tempfile.TemporaryDirectory(prefix="sovereign-image-", dir=cache_root() / "images") as scratch:
         context = Path(scratch) / "context"
         fill_context(image, context)
-        _buildah_build(name, context, parent, Path(scratch))
+        _buildah_build(image, name, context, parent, Path(scratch))
     return name
 
 
@@ -155,11 +166,13 @@ def _uv() -> str:
     return found
 
 
-def _buildah_build(name: str, context: Path, parent: str | None, scratch: Path) -> None:
+def _buildah_build(image: Image, name: str, context: Path, parent: str | None, scratch: Path) -> None:
     command = ["buildah", "build", "--isolation", "chroot", "--layers=false", "--timestamp", "0", "--quiet"]
     command += ["--format", "oci", "--pull-never", "--file", str(context / "Containerfile"), "--tag", name]
     if parent is not None:
         command += ["--build-arg", f"BASE={parent}"]
+    for argument, value in image.build_arguments:
+        command += ["--build-arg", f"{argument}={value}"]
     command += _secrets(scratch)
     _run(*command, str(context))
 

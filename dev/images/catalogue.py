@@ -8,30 +8,46 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dev.images.errors import BuildFailed
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("operator/sovereign_operator", "airgap/sovereign_airgap", "serving/sovereign_serving")
 WHEEL_INPUTS = (*PACKAGES, "pyproject.toml", "README.md", "LICENSE")
 CPU_PLUGIN = "dev/cpu_expert_parallel"
+SINGLE_RANK = "dev/single_rank.py"
 # No byte code, no editor files: only these end up in a wheel.
 IGNORED_FOLDERS = frozenset({"__pycache__", "build", "dist"})
 
 DEBIAN_PACKAGES = ("python3", "libnuma1", "libgomp1", "ca-certificates")
-# KubeRay's probes.
+# KubeRay's probes run them.
 PROBE_TOOLS = ("bash", "grep", "wget")
+# Triton compiles its launchers in the pods that have GPUs.
+COMPILER = ("gcc", "libc6-dev", "python3-dev")
 
 
 @dataclass(frozen=True)
 class Image:
-    """`folder` is below images/; `parent` gives the build argument BASE; the rest fills the build context."""
+    """`folder` is below images/; `parent` gives the build argument BASE.
+
+    `lock` names the extra to install, `tools` the distribution's packages beside Python; `diet` drops what only
+    GPUs need. The rest fills the build context.
+    """
 
     name: str
     folder: str
     parent: str | None = None
     lock: str | None = None
     wheels: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    diet: bool = False
     binary: str | None = None
     debian: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+
+    @property
+    def build_arguments(self) -> tuple[tuple[str, str], ...]:
+        given = {"EXTRA": self.lock or "", "TOOLS": " ".join(self.tools), "DIET": "1" if self.diet else ""}
+        return tuple((name, value) for name, value in given.items() if value)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -48,18 +64,26 @@ class Image:
 
 _IMAGES = (
     Image("rootfs", "rootfs", debian=DEBIAN_PACKAGES),
-    Image("base", "base", parent="rootfs"),
     Image("rootfs-serving", "rootfs", debian=(*DEBIAN_PACKAGES, *PROBE_TOOLS)),
+    Image("rootfs-compiler", "rootfs", debian=(*DEBIAN_PACKAGES, *PROBE_TOOLS, *COMPILER)),
+    Image("base", "base", parent="rootfs"),
     Image("base-serving", "base", parent="rootfs-serving"),
-    Image("operator", "operator", parent="base", lock="operator", wheels=(".",)),
-    Image("airgap", "airgap", parent="base", lock="airgap", wheels=(".",)),
-    Image("serving-cpu-deps", "serving-cpu-deps", parent="base-serving", lock="serving-cpu"),
+    Image("base-compiler", "base", parent="rootfs-compiler"),
+    Image("operator-deps", "deps", parent="base", lock="operator"),
+    Image("airgap-deps", "deps", parent="base", lock="airgap"),
+    Image("serving-deps", "deps", parent="base-compiler", lock="serving", tools=(*PROBE_TOOLS, *COMPILER)),
+    Image(
+        "serving-cpu-deps", "deps", parent="base-serving", lock="serving-cpu", tools=PROBE_TOOLS, diet=True
+    ),
+    Image("operator", "operator", parent="operator-deps", wheels=(".",)),
+    Image("airgap", "airgap", parent="airgap-deps", wheels=(".",)),
+    Image("serving", "serving", parent="serving-deps", wheels=(".",)),
     Image(
         "serving-cpu",
         "serving-cpu",
         parent="serving-cpu-deps",
         wheels=(".", CPU_PLUGIN),
-        files=("dev/single_rank.py",),
+        files=(SINGLE_RANK,),
     ),
     Image(
         "demo-hub",
@@ -101,13 +125,15 @@ def inputs_hash(image: Image, *, parent: str, machine: str, binary: Path | None,
         digest.update(content)
 
     add("image", repr((image.folder, image.debian)).encode())
+    for name, value in image.build_arguments:
+        add(name, value.encode())
     add("parent", parent.encode())
     if image.debian:
         add("machine", machine.encode())
     for source in image.sources:
         files = files_below(root / source)
         if not files:
-            raise FileNotFoundError(f"image {image.name}: expected {source}, found nothing there")
+            raise BuildFailed(f"image {image.name} is made of {source}, but there is nothing")
         for file in files:
             add(str(file.relative_to(root)), file.read_bytes())
     if binary is not None:

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dev.images.errors import BuildFailed
+
 DISTRIBUTION_KEYRINGS = ("debian-archive-keyring", "ubuntu-archive-keyring")
 CERTIFICATE_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 # How pip calls a setting -> how uv calls it.
@@ -29,7 +31,7 @@ INDEX_SETTINGS = {
 }
 
 
-class NoMirror(Exception):
+class NoMirror(BuildFailed):
     """The machine's apt sources name no archive of its own distribution."""
 
 

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from dev.images import machine
+from dev.images.errors import BuildFailed
 from dev.paths import cache_root
 
 # Documentation, package caches, logs, and the mirror's name: none of it belongs into an image.
@@ -27,10 +28,6 @@ DROPPED = (
 )
 # debootstrap leaves device nodes and the machine's own names behind.
 EMPTIED = ("dev", "proc", "sys", "run", "tmp")
-
-
-class RootfsFailed(Exception):
-    """debootstrap failed; the message ends with its last lines."""
 
 
 def make_rootfs(packages: tuple[str, ...], destination: Path) -> None:
@@ -54,7 +51,7 @@ def make_rootfs(packages: tuple[str, ...], destination: Path) -> None:
         )  # fmt: skip
         if done.returncode != 0:
             said = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-            raise RootfsFailed(f"debootstrap of {suite} ended with {done.returncode}:\n{said}")
+            raise BuildFailed(f"debootstrap of {suite} ended with {done.returncode}:\n{said}")
         strip(target)
         write_tar(target, destination)
 

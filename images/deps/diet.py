@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Deletes from a CPU serving environment what no CPU process loads. Runs inside the build, before byte compilation.
+"""Deletes from a CPU serving environment what no CPU process loads; runs inside the build.
 
-torch from the package index brings the CUDA libraries. Those that libtorch links must stay; the others are found by
-importing torch and vLLM and looking at what the process mapped. Triton is switched off by vLLM on CPUs.
+torch from the package index brings the CUDA libraries. Those that libtorch links must stay; the others are
+found by importing torch and vLLM and looking at what the process mapped. vLLM switches Triton off on CPUs.
 """
 
 import os
@@ -48,7 +48,7 @@ def main() -> None:
             library.unlink()
     # What is left must still start: a library that is loaded by name only would show here.
     mapped_files()
-    print(f"diet: {freed >> 20} MiB of CUDA libraries that a CPU process does not load")
+    sys.stdout.write(f"diet: {freed >> 20} MiB of CUDA libraries that a CPU process does not load\n")
 
 
 if __name__ == "__main__":

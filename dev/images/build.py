@@ -59,8 +59,9 @@ def archive(name: str, destination: Path, progress: Progress = lambda line: None
 
 def _require_tools() -> None:
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        packages = " ".join(missing)
         raise BuildFailed(
-            f"expected {', '.join(TOOLS)} on PATH, found no {', '.join(missing)}; `apt-get install {' '.join(missing)}`"
+            f"expected {', '.join(TOOLS)} on PATH, found no {packages}: apt-get install {packages}"
         )
     if os.geteuid() != 0:
         raise BuildFailed("images are built as root: debootstrap and chroot need it; found another user")
@@ -77,16 +78,15 @@ def _one_builder() -> Iterator[None]:
 
 
 def _pushed(image: Image, registry: str, progress: Progress) -> str:
-    inputs = current_hash(image)
     record = cache_root() / "images" / f"{image.name}.json"
     known = json.loads(record.read_text()) if record.exists() else {}
-    if known.get("inputs") == inputs and registry_has(registry, image.name, known["digest"]):
+    if known.get("local") == local_name(image) and registry_has(registry, image.name, known["digest"]):
         return str(known["digest"])
     local = _built(image, progress)
     progress(f"push {image.name}")
     digest = _push(local, registry, image.name)
-    record.write_text(json.dumps({"inputs": inputs, "digest": digest, "local": local}) + "\n")
-    _forget_superseded(image, local)
+    record.write_text(json.dumps({"local": local, "digest": digest}) + "\n")
+    _forget_superseded(image)
     return digest
 
 
@@ -113,16 +113,20 @@ def local_name(image: Image) -> str:
 
 def _built(image: Image, progress: Progress) -> str:
     """The image's name in the local storage, after building what is missing of its lineage."""
-    name = local_name(image)
-    if _run("buildah", "images", "--quiet", "--filter", f"reference={name}").strip():
-        return name
-    parent = _built(CATALOGUE[image.parent], progress) if image.parent else None
-    progress(f"build {image.name}")
-    with tempfile.TemporaryDirectory(prefix="sovereign-image-", dir=cache_root() / "images") as scratch:
-        context = Path(scratch) / "context"
-        fill_context(image, context)
-        _buildah_build(image, name, context, parent, Path(scratch))
+    while not _is_local(name := local_name(image)):
+        parent = _built(CATALOGUE[image.parent], progress) if image.parent else None
+        progress(f"build {image.name}")
+        with tempfile.TemporaryDirectory(prefix="sovereign-image-", dir=cache_root() / "images") as scratch:
+            context = Path(scratch) / "context"
+            fill_context(image, context)
+            # The sources may be edited while they are copied: an image must be what its name says.
+            if local_name(image) == name:
+                _buildah_build(image, name, context, parent, Path(scratch))
     return name
+
+
+def _is_local(name: str) -> bool:
+    return bool(_run("buildah", "images", "--quiet", "--filter", f"reference={name}").strip())
 
 
 def fill_context(image: Image, context: Path) -> None:
@@ -232,12 +236,13 @@ def _push(local: str, registry: str, repository: str) -> str:
         return digest.read().strip()
 
 
-def _forget_superseded(image: Image, local: str) -> None:
-    """Older builds only take up disk; buildah keeps a parent that a newer image stands on."""
-    listed = _run("buildah", "images", "--json", "--filter", f"reference=localhost/sovereign/{image.name}")
-    for entry in json.loads(listed or "[]") or []:
+def _forget_superseded(image: Image) -> None:
+    """Older builds of the image and its parents only take up disk; layers that others stand on stay."""
+    current = {local_name(one) for one in lineage(image.name)}
+    prefixes = tuple(name.partition(":")[0] + ":" for name in current)
+    for entry in json.loads(_run("buildah", "images", "--json") or "[]") or []:
         for name in entry.get("names") or []:
-            if name != local:
+            if name.startswith(prefixes) and name not in current:
                 subprocess.run(["buildah", "rmi", name], check=False, capture_output=True)
 
 

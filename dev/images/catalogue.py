@@ -29,8 +29,8 @@ COMPILER = ("gcc", "libc6-dev", "python3-dev")
 class Image:
     """`folder` is below images/; `parent` gives the build argument BASE.
 
-    `lock` names the extra to install, `tools` the distribution's packages beside Python; `diet` drops what only
-    GPUs need. The rest fills the build context.
+    `lock` names the extra to install, `tools` the distribution's packages beside Python; `diet` drops what
+    only GPUs need. The rest fills the build context.
     """
 
     name: str

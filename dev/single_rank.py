@@ -21,7 +21,9 @@ import sys
 def main() -> None:
     parser = argparse.ArgumentParser(prog="single_rank.py", description="The greedy answer of a single rank.")
     parser.add_argument("arguments", help="the application's args of serveConfigV2, as JSON")
-    parser.add_argument("prompt", help="what the user says, or several prompts as a JSON list")
+    parser.add_argument(
+        "prompt", help="what the user says, or a JSON list of prompts: texts, or token numbers to continue"
+    )
     parser.add_argument("--max-tokens", type=int, default=16)
     options = parser.parse_args()
     # vLLM and its workers log to standard output: they get standard error, the answer keeps the real one.
@@ -44,10 +46,15 @@ def ask(arguments: str, prompt: str, max_tokens: int) -> object:
     model = LLM(model=single.model_path, **engine_kwargs(single))
     prompts = json.loads(prompt) if prompt.startswith("[") else [prompt]
     sampling = SamplingParams(temperature=0, max_tokens=max_tokens)
-    conversations = [[{"role": "user", "content": text}] for text in prompts]
+    answers = []
     # One after the other, as a client asks: a batch adds up in another order.
-    outputs = [model.chat(conversation, sampling, use_tqdm=False)[0] for conversation in conversations]
-    answers = [{"text": out.outputs[0].text, "tokens": list(out.outputs[0].token_ids)} for out in outputs]
+    for what in prompts:
+        if isinstance(what, str):
+            request = model.chat([{"role": "user", "content": what}], sampling, use_tqdm=False)
+        else:
+            request = model.generate([{"prompt_token_ids": what}], sampling, use_tqdm=False)
+        answer = request[0].outputs[0]
+        answers.append({"text": answer.text, "tokens": list(answer.token_ids)})
     return answers if prompt.startswith("[") else answers[0]
 
 

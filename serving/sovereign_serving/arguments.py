@@ -160,7 +160,7 @@ def llm_config(arguments: Arguments) -> dict[str, object]:
             "health_check_timeout_s": HEALTH_CHECK_TIMEOUT,
         },
         "callback_config": {
-            "callback_class": "sovereign_serving.replica:RequireOffline",
+            "callback_class": "sovereign_serving.replica:StartOffline",
             "callback_kwargs": {"device": arguments.device},
         },
     }

@@ -37,7 +37,7 @@ def test_one_gpu_is_configured_without_any_default_of_the_engine() -> None:
             "health_check_timeout_s": 60,
         },
         "callback_config": {
-            "callback_class": "sovereign_serving.replica:RequireOffline",
+            "callback_class": "sovereign_serving.replica:StartOffline",
             "callback_kwargs": {"device": "cuda"},
         },
     }

@@ -136,12 +136,11 @@ SOURCE_RULES: Final = (
         "artifact-is-pinned",
         "spec.source.artifact.reference",
         f"self.matches('{PINNED_REFERENCE}')",
-        "reference must be a repository of the in-cluster registry, without a host, pinned by digest: "
-        "models/org/name@sha256:<64 hex digits>",
+        "reference must be models/org/name@sha256:<64 hex digits>, without a host or tag; look up the digest",
         _quoting(
             "reference must be models/org/name@sha256:<64 hex digits>, without a host or tag, found ",
             "self",
-            "",
+            "; look up the digest",
         ),
     ),
     Rule(
@@ -170,7 +169,7 @@ SERVING_RULES: Final = (
         "image-is-versioned",
         "spec.serving.image",
         r"self.matches('^[a-zA-Z0-9][a-zA-Z0-9._:/-]*(:[\\w][\\w.-]*|@sha256:[0-9a-f]{64})$')",
-        "image must end in a digest, name@sha256:<64 hex digits>, or (where the operator allows it) in a tag",
+        "image must end in @sha256:<64 hex digits> or, where the operator allows it, in a tag",
         _quoting(
             "image must end in @sha256:<64 hex digits> or, where the operator allows it, in a tag, found ",
             "self",
@@ -244,9 +243,9 @@ SERVING_RULES: Final = (
         "adapters-are-pinned",
         "spec.serving.adapters",
         f"self.all(a, a.reference.matches('{PINNED_REFERENCE}'))",
-        "an adapter's reference must be a repository of the in-cluster registry, without a host, pinned by "
-        "digest: "
-        "models/org/name@sha256:<64 hex digits>",
+        "an adapter's reference must be models/org/name@sha256:<64 hex digits>, without a host or tag; look "
+        "up its "
+        "digest",
     ),
 )
 

@@ -68,7 +68,7 @@ def impossible(wanted: Parallelism, facts: ModelFacts | None) -> Unplaceable | N
         )
     if wanted.expert and not facts.experts:
         return _refuse(
-            "expert parallelism needs a mixture-of-experts model, and this one is dense; remove expert."
+            "expert parallelism needs a mixture of experts, and this model is dense; remove expert."
         )
     if wanted.expert and facts.experts < ranks:
         return _refuse(

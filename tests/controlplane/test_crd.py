@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CRD on the real API server: every rule with a manifest that it lets pass and one that it refuses.
+
+A rule costs what the API server estimates, a message is what it prints: neither can be seen anywhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dev.cluster import Cluster
+from dev.kubectl import Kubectl, KubectlFailed
+from sovereign_operator.api import API_VERSION, KIND, RESERVED_ENGINE_ARGS
+from sovereign_operator.crd_rules import RULES
+
+pytestmark = pytest.mark.controlplane
+
+CRD = Path(__file__).parents[2] / "crds" / "sovereign.dev_sovereignmodels.yaml"
+COMMIT = "41bd4c9e7e4fb318ca40e721131d4933966c2cc1"
+DIGEST = "sha256:" + "1f" * 32
+Manifest = dict[str, Any]
+Change = Callable[[Manifest], None]
+Store = Callable[[Manifest], None]
+
+
+def a_model(*changes: Change) -> Manifest:
+    """A manifest that every rule lets pass, with some changes to its spec."""
+    manifest: Manifest = {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "metadata": {"name": "mixtral"},
+        "spec": {
+            "source": {"huggingFace": {"repo": "mistralai/Mixtral-8x7B-v0.1", "revision": COMMIT}},
+            "serving": {"image": f"registry.example:5000/sovereign-serving@{DIGEST}"},
+        },
+    }
+    for change in changes:
+        change(manifest)
+    return manifest
+
+
+def put(path: str, value: Any) -> Change:
+    """A change that sets one field, creating what is above it."""
+
+    def apply(manifest: Manifest) -> None:
+        *parents, last = path.split(".")
+        target = manifest
+        for parent in parents:
+            target = target.setdefault(parent, {})
+        target[last] = value
+
+    return apply
+
+
+def drop(path: str) -> Change:
+    def apply(manifest: Manifest) -> None:
+        *parents, last = path.split(".")
+        target = manifest
+        for parent in parents:
+            target = target[parent]
+        del target[last]
+
+    return apply
+
+
+HUB = "spec.source.huggingFace"
+PARALLELISM = "spec.serving.parallelism"
+REFERENCE = f"models/mistralai/mixtral-8x7b-v0.1@{DIGEST}"
+
+
+def artifact(reference: str) -> Change:
+    return put("spec.source", {"artifact": {"reference": reference}})
+
+
+@dataclass(frozen=True)
+class Case:
+    """One rule: changes that it lets pass, changes that it refuses. `before` makes it an update."""
+
+    rule: str
+    good: tuple[Change, ...]
+    bad: tuple[Change, ...]
+    before: tuple[Change, ...] | None = None
+
+
+CASES = (
+    Case("name-is-short", (put("metadata.name", "m" * 40),), (put("metadata.name", "m" * 41),)),
+    Case(
+        "name-is-a-service-name",
+        (put("metadata.name", "mistral-3-5"),),
+        (put("metadata.name", "mistral-3.5"),),
+    ),
+    Case(
+        "adapters-are-not-named-like-the-model",
+        (put("spec.serving.adapters", [{"name": "support", "reference": REFERENCE}]),),
+        (put("spec.serving.adapters", [{"name": "mixtral", "reference": REFERENCE}]),),
+    ),
+    Case("exactly-one-source", (), (put("spec.source.artifact", {"reference": REFERENCE}),)),
+    Case("source-kind-is-immutable", (put(f"{HUB}.revision", "a" * 40),), (artifact(REFERENCE),), before=()),
+    Case(
+        "repo-is-owner-and-name", (put(f"{HUB}.repo", "Qwen/Qwen3-30B-A3B"),), (put(f"{HUB}.repo", "gpt2"),)
+    ),
+    Case(
+        "repo-is-immutable", (put(f"{HUB}.revision", "b" * 40),), (put(f"{HUB}.repo", "a/other"),), before=()
+    ),
+    Case("revision-is-a-commit", (put(f"{HUB}.revision", "0" * 40),), (put(f"{HUB}.revision", "main"),)),
+    Case("include-stays-inside", (put(f"{HUB}.include", ["*.json"]),), (put(f"{HUB}.include", ["../x"]),)),
+    Case("exclude-stays-inside", (put(f"{HUB}.exclude", ["a/*"]),), (put(f"{HUB}.exclude", ["/etc/*"]),)),
+    Case(
+        "token-secret-has-a-name",
+        (put(f"{HUB}.tokenSecretRef", {"name": "hub-token"}),),
+        (put(f"{HUB}.tokenSecretRef", {"name": ""}),),
+    ),
+    Case("artifact-is-pinned", (artifact(REFERENCE),), (artifact("models/a/b:v1"),)),
+    Case(
+        "artifact-repository-is-immutable",
+        (artifact(REFERENCE.replace("1f", "2e")),),
+        (artifact(f"models/a/b@{DIGEST}"),),
+        before=(artifact(REFERENCE),),
+    ),
+    Case(
+        "keys-secret-has-a-name",
+        (put("spec.verification", {"keysSecretRef": {"name": "vendor-keys"}}),),
+        (put("spec.verification", {"keysSecretRef": {"name": "Vendor Keys"}}),),
+    ),
+    Case(
+        "threshold-needs-keys",
+        (put("spec.verification", {"threshold": 2, "keysSecretRef": {"name": "keys"}}),),
+        (put("spec.verification", {"threshold": 2}),),
+    ),
+    Case(
+        "image-is-versioned",
+        (put("spec.serving.image", "registry.example/serving:1.2"),),
+        (put("spec.serving.image", "registry.example/serving"),),
+    ),
+    Case(
+        "expert-parallelism-needs-accelerators",
+        (put(PARALLELISM, {"data": 2, "expert": True}),),
+        (put(PARALLELISM, {"pipeline": 2, "expert": True}),),
+    ),
+    Case(
+        "redundant-experts-need-expert",
+        (put(PARALLELISM, {"tensor": 4, "expert": True, "redundantExperts": 8}),),
+        (put(PARALLELISM, {"tensor": 4, "redundantExperts": 8}),),
+    ),
+    Case(
+        "all-to-all-needs-expert",
+        (put(PARALLELISM, {"data": 2, "expert": True, "allToAll": "deepep_low_latency"}),),
+        (put(PARALLELISM, {"tensor": 2, "expert": True, "allToAll": "deepep_low_latency"}),),
+    ),
+    Case(
+        "cpu-has-no-pipeline",
+        (put("spec.serving.device", "cpu"), put(PARALLELISM, {"data": 2})),
+        (put("spec.serving.device", "cpu"), put(PARALLELISM, {"pipeline": 2})),
+    ),
+    Case(
+        "cpu-has-no-gpu-kernels",
+        (
+            put("spec.serving.device", "cpu"),
+            put(PARALLELISM, {"data": 2, "expert": True, "allToAll": "allgather_reducescatter"}),
+        ),
+        (
+            put("spec.serving.device", "cpu"),
+            put(PARALLELISM, {"data": 2, "expert": True, "allToAll": "deepep_low_latency"}),
+        ),
+    ),
+    Case(
+        "engine-arguments-are-python-names",
+        (put("spec.serving.engineArgs", {"max_num_seqs": "8"}),),
+        (put("spec.serving.engineArgs", {"--max-num-seqs": "8"}),),
+    ),
+    Case(
+        "reserved-engine-arguments-are-refused",
+        (put("spec.serving.engineArgs", {"gpu_memory_utilization": "0.92"}),),
+        (put("spec.serving.engineArgs", {"trust_remote_code": "true"}),),
+    ),
+    Case(
+        "engine-arguments-are-scalars",
+        (put("spec.serving.engineArgs", {"dtype": "bfloat16"}),),
+        (put("spec.serving.engineArgs", {"dtype": "{a: 1}"}),),
+    ),
+    Case(
+        "adapters-have-plain-names",
+        (put("spec.serving.adapters", [{"name": "support", "reference": REFERENCE}]),),
+        (put("spec.serving.adapters", [{"name": "Support Team", "reference": REFERENCE}]),),
+    ),
+    Case(
+        "adapters-are-pinned",
+        (put("spec.serving.adapters", [{"name": "support", "reference": REFERENCE}]),),
+        (put("spec.serving.adapters", [{"name": "support", "reference": "models/a/b:latest"}]),),
+    ),
+    Case(
+        "tensor-parallelism-fits-a-node",
+        (put(PARALLELISM, {"tensor": 8, "pipeline": 2}), put("spec.placement.accelerator.perNode", 8)),
+        (put(PARALLELISM, {"tensor": 16}), put("spec.placement.accelerator.perNode", 8)),
+    ),
+    Case(
+        "accelerator-resource-is-qualified",
+        (put("spec.placement.accelerator.resource", "amd.com/gpu"),),
+        (put("spec.placement.accelerator.resource", "gpu"),),
+    ),
+    Case(
+        "toleration-compares-something",
+        (put("spec.placement.tolerations", [{"operator": "Exists"}]),),
+        (put("spec.placement.tolerations", [{"value": "inference"}]),),
+    ),
+    Case(
+        "toleration-exists-has-no-value",
+        (put("spec.placement.tolerations", [{"key": "a", "value": "b"}]),),
+        (put("spec.placement.tolerations", [{"key": "a", "operator": "Exists", "value": "b"}]),),
+    ),
+    Case(
+        "client-namespace-is-a-name",
+        (put("spec.network.clients", [{"namespace": "chat"}, {"podLabels": {"app": "x"}}]),),
+        (put("spec.network.clients", [{"namespace": "*"}]),),
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def served(control_plane: Cluster) -> Iterator[Kubectl]:
+    """kubectl on an API server that serves our CRD."""
+    kubectl = Kubectl(tuple(control_plane.kubectl))
+    kubectl("apply", "--server-side", "-f", str(CRD))
+    kubectl("wait", "--for=condition=Established", "crd/sovereignmodels.sovereign.dev", "--timeout=60s")
+    yield kubectl
+
+
+@pytest.fixture(scope="module")
+def namespace(served: Kubectl) -> Iterator[str]:
+    """One namespace for all: most of these tests store nothing."""
+    served("create", "namespace", "crd-rules")
+    yield "crd-rules"
+    served("delete", "namespace", "crd-rules", "--wait=false")
+
+
+@pytest.fixture
+def stored(served: Kubectl, namespace: str) -> Iterator[Store]:
+    """Stores a manifest until the test ends."""
+
+    def store(manifest: Manifest) -> None:
+        served("apply", "--server-side", "-n", namespace, "-f", "-", stdin=json.dumps(manifest))
+
+    yield store
+    served("delete", "smodel", "--all", "-n", namespace)
+
+
+def refusal(kubectl: Kubectl, namespace: str, manifest: Manifest) -> str:
+    """What the API server says against a manifest; empty where it takes it. Nothing is stored."""
+    try:
+        kubectl(
+            "apply",
+            "--server-side",
+            "--dry-run=server",
+            "-n",
+            namespace,
+            "-f",
+            "-",
+            stdin=json.dumps(manifest),
+        )
+    except KubectlFailed as failed:
+        return str(failed)
+    return ""
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case.rule))
+def test_a_rule_lets_the_good_manifest_pass_and_tells_the_bad_one_what_to_do(
+    case: Case, served: Kubectl, namespace: str, request: pytest.FixtureRequest
+) -> None:
+    rule = next(rule for rule in RULES if rule.name == case.rule)
+    if case.before is not None:
+        request.getfixturevalue("stored")(a_model(*case.before))
+    assert refusal(served, namespace, a_model(*case.good)) == ""
+    said = " ".join(refusal(served, namespace, a_model(*case.bad)).split())
+    # Where the message is computed it begins like the fixed one and then quotes what was found.
+    assert rule.message.split(",")[0].split(";")[0] in said, said
+
+
+def test_every_rule_has_a_case() -> None:
+    assert sorted(case.rule for case in CASES) == sorted(rule.name for rule in RULES)
+
+
+def test_a_refused_revision_is_quoted(served: Kubectl, namespace: str) -> None:
+    said = refusal(served, namespace, a_model(put(f"{HUB}.revision", "refs/pr/7")))
+    assert "found 'refs/pr/7'; branches and tags move, so look up the commit" in said
+
+
+@pytest.mark.parametrize("name", [RESERVED_ENGINE_ARGS[0], RESERVED_ENGINE_ARGS[-1], "data_parallel_address"])
+def test_reserved_engine_arguments_are_refused_by_name_and_by_prefix(
+    name: str, served: Kubectl, namespace: str
+) -> None:
+    assert "engineArgs must not set" in refusal(
+        served, namespace, a_model(put("spec.serving.engineArgs", {name: "x"}))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (drop("spec.source"), "Required value"),
+        (drop("spec.serving.image"), "Required value"),
+        (put("spec.serving.device", "tpu"), 'supported values: "cuda", "cpu"'),
+        (put(f"{PARALLELISM}.tensor", 0), "greater than or equal to 1"),
+        (put(PARALLELISM, {"data": 2, "expert": True, "allToAll": "carrier-pigeon"}), "supported values"),
+        (put("spec.delivery.mode", "usb"), 'supported values: "ephemeral", "nodeCache"'),
+        (put(f"{HUB}.tokenSecretRef", {}), "tokenSecretRef.name: Required value"),
+        (
+            put("spec.serving.adapters", [{"name": "a", "reference": REFERENCE}] * 2),
+            "duplicate entries for key",
+        ),
+        (put("spec.serving.resources.memory", "much"), "should match"),
+    ],
+    ids=[
+        "source",
+        "image",
+        "device",
+        "tensor",
+        "all-to-all",
+        "delivery",
+        "token-secret",
+        "adapters",
+        "memory",
+    ],
+)
+def test_the_shape_is_checked_too(change: Change, word: str, served: Kubectl, namespace: str) -> None:
+    assert word in refusal(served, namespace, a_model(change))
+
+
+def test_defaults_appear_in_the_stored_object(stored: Store, served: Kubectl, namespace: str) -> None:
+    stored(a_model(put(PARALLELISM, {"tensor": 2})))
+    spec = served.get("smodel", "mixtral", "-n", namespace)["spec"]
+    assert spec["serving"]["replicas"] == 1
+    assert spec["serving"]["device"] == "cuda"
+    assert spec["serving"]["parallelism"] == {
+        "tensor": 2, "pipeline": 1, "data": 1, "expert": False, "redundantExperts": 0
+    }  # fmt: skip
+    assert spec["placement"] == {"accelerator": {"resource": "nvidia.com/gpu"}}
+    assert spec["delivery"] == {"mode": "ephemeral"}
+    assert spec["network"] == {"onLeak": "Isolate"}
+    assert spec["upgrade"] == {"strategy": "recreate"}
+    assert spec["verification"] == {"threshold": 1}
+    assert spec["suspend"] is False
+
+
+def test_parallelism_left_out_stays_out(stored: Store, served: Kubectl, namespace: str) -> None:
+    stored(a_model())
+    assert "parallelism" not in served.get("smodel", "mixtral", "-n", namespace)["spec"]["serving"]
+
+
+def test_explain_reads_well(served: Kubectl) -> None:
+    text = " ".join(served("explain", "smodel.spec.serving.parallelism").split())
+    assert "How one replica is spread over accelerators" in text
+    assert "tensor <integer>" in text
+    assert "It must divide the model's attention heads. Unit: accelerators. Default: 1. Example: 4" in text
+    assert "allToAll <string> enum: allgather_reducescatter, deepep_high_throughput" in text
+
+
+def test_status_is_a_subresource_and_fills_the_columns(
+    stored: Store, served: Kubectl, namespace: str
+) -> None:
+    stored(a_model())
+    conditions = [
+        {
+            "type": name,
+            "status": "True",
+            "reason": "AllChecksPassed",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+        for name in ("Ready", "Mirrored", "EgressSealed")
+    ]
+    status = {
+        "model": "mistralai/Mixtral@41bd4c9", "conditions": conditions, "readyReplicas": 2,
+        "endpoint": "http://mixtral-serve-svc.models.svc:8000/v1",
+    }  # fmt: skip
+    patch = json.dumps({"status": status, "spec": {"suspend": True}})
+    served("patch", "smodel", "mixtral", "-n", namespace, "--subresource=status", "--type=merge", "-p", patch)
+    assert served.get("smodel", "mixtral", "-n", namespace)["spec"]["suspend"] is False
+    header, row = served("get", "smodel", "-n", namespace, "-o", "wide").splitlines()
+    assert header.split() == [
+        "NAME",
+        "MODEL",
+        "READY",
+        "REASON",
+        "MIRRORED",
+        "SEALED",
+        "REPLICAS",
+        "URL",
+        "AGE",
+    ]
+    assert row.split()[:8] == [
+        "mixtral", "mistralai/Mixtral@41bd4c9", "True", "AllChecksPassed", "True", "True", "2",
+        "http://mixtral-serve-svc.models.svc:8000/v1",
+    ]  # fmt: skip
+    assert "URL" not in served("get", "sovereign", "-n", namespace).splitlines()[0]
+
+
+def test_a_second_apply_of_the_same_manifest_changes_nothing(
+    stored: Store, served: Kubectl, namespace: str
+) -> None:
+    manifest = a_model(put(PARALLELISM, {"data": 2, "expert": True}))
+    stored(manifest)
+    first = served.get("smodel", "mixtral", "-n", namespace)["metadata"]
+    stored(manifest)
+    again = served.get("smodel", "mixtral", "-n", namespace)["metadata"]
+    assert (again["resourceVersion"], again["generation"]) == (first["resourceVersion"], first["generation"])

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator's configuration file: defaults that are safe, and misspelt keys that do not pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from sovereign_operator.config import load_config, parse_config
+from tests.unit.operator.builders import a_config
+
+LEAST = "registry: {host: 'r:5000', writer: 'r:5001'}\nimages: {airgap: x}\n"
+
+
+def test_defaults_keep_the_outside_closed() -> None:
+    config = parse_config(LEAST)
+    assert config.external_sources.allowed is False
+    assert config.images.require_digest is True
+    assert config.registry.plain_http is False
+    assert config.watch_namespaces == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "externalSource: {allowed: true}",
+        "seal: Off",
+        "images: {airgap: x, requireDigests: false}",
+        "watch: [a]",
+    ],
+)
+def test_a_misspelt_key_or_value_is_an_error_at_start(line: str) -> None:
+    with pytest.raises(ValidationError):
+        parse_config(
+            LEAST.replace("images: {airgap: x}\n", "") + line if line.startswith("images") else LEAST + line
+        )
+
+
+def test_the_file_is_found_through_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(LEAST + "systemNamespace: here\n", encoding="utf-8")
+    assert load_config({"SOVEREIGN_CONFIG": str(path)}).system_namespace == "here"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "extra", "ports"),
+    [
+        ("https://huggingface.co", [], (443,)),
+        ("http://hub.site", [], (80, 443)),
+        ("https://hub.site:8443", [9000], (443, 8443, 9000)),
+    ],
+)
+def test_the_ports_of_a_hub(endpoint: str, extra: list[int], ports: tuple[int, ...]) -> None:
+    sources = a_config(externalSources={"endpoint": endpoint, "extraPorts": extra}).external_sources
+    assert sources.ports == ports

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The RayService: the examples as goldens, and what must hold for each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from sovereign_operator.api import (
+    ANNOTATION_RENDERED,
+    LABEL_COMPONENT,
+    LABEL_MODEL,
+    Device,
+    SovereignModel,
+)
+from sovereign_operator.config import OperatorConfig
+from sovereign_operator.desired.ray_service import ray_service, scalar
+from sovereign_operator.desired.rendered import defects
+from sovereign_operator.placement import plan
+from sovereign_operator.values import Manifest, NodeFacts, Placement
+from sovereign_serving import offline
+from sovereign_serving.arguments import parse
+from tests.conftest import Golden
+from tests.unit.operator.builders import (
+    PRODUCT,
+    a_config,
+    a_gpu_taint,
+    a_model,
+    a_node,
+    an_artifact,
+    an_example,
+    the_facts,
+)
+
+EXAMPLES = ("deepseek-v3", "mistral-medium-3.5", "mistral-small-4", "mixtral-8x7b", "tiny-moe")
+EMBEDDED = a_config(productLabel="sovereign.dev/accelerator-product")
+
+
+def example_nodes(name: str) -> list[NodeFacts]:
+    """Nodes on which an example runs."""
+    if name == "tiny-moe":
+        return [a_node("node", 8, "Embedded-CPU", "sovereign.dev/accelerator", memory_mib=None)]
+    product, memory = (PRODUCT, 81559) if name == "mixtral-8x7b" else ("NVIDIA-H200", 143771)
+    labels = {"topology.kubernetes.io/zone": "hall-a"}
+    return [
+        a_node(each, 8, product, memory_mib=memory, labels=labels, taints=(a_gpu_taint(),))
+        for each in ("a", "b")
+    ]
+
+
+def rendered(model: SovereignModel, name: str, config: OperatorConfig | None = None) -> Manifest:
+    config = config or (EMBEDDED if name == "tiny-moe" else a_config())
+    placement = plan(model.spec, the_facts(name), example_nodes(name), config)
+    assert isinstance(placement, Placement), placement
+    return ray_service(model, an_artifact(name), placement, config)
+
+
+def rendered_for(model: SovereignModel, config: OperatorConfig | None = None) -> Manifest:
+    """The same for a model of the builders, on one plain node."""
+    placement = plan(model.spec, the_facts(), [a_node()], config or a_config())
+    assert isinstance(placement, Placement), placement
+    return ray_service(model, an_artifact(), placement, config or a_config())
+
+
+def groups_of(service: Manifest) -> list[Manifest]:
+    """The head's group and the workers'."""
+    cluster = service["spec"]["rayClusterConfig"]
+    return [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+
+
+def containers_of(group: Manifest) -> list[Manifest]:
+    spec = group["template"]["spec"]
+    return [*spec["initContainers"], *spec["containers"]]
+
+
+def environment_of(container: Manifest) -> dict[str, str]:
+    return {each["name"]: each.get("value", "") for each in container["env"]}
+
+
+class Readable(yaml.SafeDumper):
+    """Text of several lines as a block, and no anchors, so that a golden can be reviewed."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+Readable.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
+)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_renders_to_its_golden(name: str, golden: Golden) -> None:
+    text = yaml.dump(rendered(an_example(name), name), Dumper=Readable, sort_keys=False, width=110)
+    golden(f"rayservice/{name}.yaml", f"# SPDX-License-Identifier: Apache-2.0\n{text}")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_nothing_changes_on_the_way_through_the_api_server(name: str) -> None:
+    assert defects(rendered(an_example(name), name)) == []
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_application_understands_its_arguments(name: str) -> None:
+    model = an_example(name)
+    (application,) = yaml.safe_load(rendered(model, name)["spec"]["serveConfigV2"])["applications"]
+    assert application["import_path"] == "sovereign_serving.app:build"
+    arguments = parse(application["args"])
+    assert (arguments.model_id, arguments.model_path) == (model.name, "/weights")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_offline_block_is_on_head_and_workers_as_the_application_demands(name: str) -> None:
+    model = an_example(name)
+    for group in groups_of(rendered(model, name)):
+        (ray,) = group["template"]["spec"]["containers"]
+        offline.require(environment_of(ray), device=model.spec.serving.device.value)
+        first, *_ = ray["env"]
+        assert first["name"] == "POD_IP"  # $(POD_IP) sees earlier entries only
+        (delivery,) = group["template"]["spec"]["initContainers"]
+        assert offline.FIXED.items() <= environment_of(delivery).items()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_container_passes_restricted_pod_security(name: str) -> None:
+    for group in groups_of(rendered(an_example(name), name)):
+        spec = group["template"]["spec"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC", "serviceAccountName"} & spec.keys()
+        assert {kind for volume in spec["volumes"] for kind in volume} == {"name", "emptyDir"}
+        for container in containers_of(group):
+            security = container["securityContext"]
+            assert security["runAsNonRoot"] is True
+            assert security["readOnlyRootFilesystem"] is True
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_pod_is_in_the_sealed_set(name: str) -> None:
+    model = an_example(name)
+    labels = [group["template"]["metadata"]["labels"] for group in groups_of(rendered(model, name))]
+    assert labels == [{LABEL_MODEL: model.name, LABEL_COMPONENT: part} for part in ("head", "worker")]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_dashboard_needs_a_token_and_no_replica_lands_on_the_head(name: str) -> None:
+    cluster = rendered(an_example(name), name)["spec"]["rayClusterConfig"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["rayVersion"] == "2.60.0"
+    assert cluster["enableInTreeAutoscaling"] is False
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    limits = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert set(limits) == {"memory"}
+
+
+def test_weights_are_pulled_by_digest_and_the_head_takes_the_small_files_only() -> None:
+    head, workers = groups_of(rendered(an_example("tiny-moe"), "tiny-moe"))
+    (small,), (whole,) = (group["template"]["spec"]["initContainers"] for group in (head, workers))
+    reference = f"oci://sovereign-registry.sovereign-system.svc:5000/{an_artifact('tiny-moe').reference}"
+    assert whole["args"] == [
+        "pull",
+        reference,
+        "/weights",
+        "--plain-http",
+        "--result-file",
+        "/dev/termination-log",
+    ]
+    assert small["args"] == [*whole["args"][:3], "--config-only", *whole["args"][3:]]
+    for group in (head, workers):
+        (ray,) = group["template"]["spec"]["containers"]
+        (mount,) = [each for each in ray["volumeMounts"] if each["name"] == "weights"]
+        assert mount == {"name": "weights", "mountPath": "/weights", "readOnly": True}
+
+
+def test_weights_fit_their_volume() -> None:
+    for name in EXAMPLES:
+        _, workers = groups_of(rendered(an_example(name), name))
+        (volume,) = [each for each in workers["template"]["spec"]["volumes"] if each["name"] == "weights"]
+        text = volume["emptyDir"]["sizeLimit"]
+        units = {"Mi": 1024**2, "Gi": 1024**3, "Ti": 1024**4}
+        assert int(text[:-2]) * units[text[-2:]] > the_facts(name).bytes_total
+
+
+@pytest.mark.parametrize(
+    ("name", "replicas", "hosts", "accelerators", "cpus"),
+    [
+        (
+            "tiny-moe",
+            1,
+            2,
+            ("sovereign.dev/accelerator", "1"),
+            "3",
+        ),  # one rank, and a spare CPU for the ingress
+        ("mixtral-8x7b", 1, None, ("nvidia.com/gpu", "2"), "2"),
+        ("mistral-small-4", 1, None, ("nvidia.com/gpu", "4"), "2"),
+        ("deepseek-v3", 1, 2, ("nvidia.com/gpu", "8"), "9"),
+    ],
+)
+def test_workers_follow_the_placement(
+    name: str, replicas: int, hosts: int | None, accelerators: tuple[str, str], cpus: str
+) -> None:
+    _, group = groups_of(rendered(an_example(name), name))
+    assert group["replicas"] == group["minReplicas"] == group["maxReplicas"] == replicas
+    assert group.get("numOfHosts") == hosts
+    resource, amount = accelerators
+    assert group["template"]["spec"]["containers"][0]["resources"]["limits"][resource] == amount
+    assert group["rayStartParams"]["num-cpus"] == cpus
+
+
+def test_a_rank_over_two_pods_is_one_group_of_hosts() -> None:
+    model = a_model(serving={"parallelism": {"tensor": 8, "pipeline": 2}, "replicas": 3})
+    placement = plan(model.spec, None, [a_node(f"n{n}") for n in range(6)], a_config())
+    assert isinstance(placement, Placement)
+    _, group = groups_of(ray_service(model, an_artifact(), placement, a_config()))
+    assert (group["replicas"], group["numOfHosts"]) == (3, 2)
+    assert group["rayStartParams"] == {"num-cpus": "2", "num-gpus": "8", "object-store-memory": "4294967296"}
+
+
+def test_pods_are_pinned_by_product_labels_and_tolerations() -> None:
+    head, workers = (
+        group["template"]["spec"] for group in groups_of(rendered(an_example("deepseek-v3"), "deepseek-v3"))
+    )
+    assert workers["nodeSelector"] == {
+        "nvidia.com/gpu.product": "NVIDIA-H200",
+        "topology.kubernetes.io/zone": "hall-a",
+    }
+    assert head["nodeSelector"] == {"topology.kubernetes.io/zone": "hall-a"}
+    assert workers["tolerations"] == head["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists"}]
+
+
+def test_what_a_user_says_about_resources_wins() -> None:
+    _, group = groups_of(rendered(an_example("deepseek-v3"), "deepseek-v3"))
+    resources = group["template"]["spec"]["containers"][0]["resources"]
+    assert resources["requests"] == {"cpu": "64", "memory": "512Gi"}
+    assert resources["limits"]["memory"] == "512Gi"
+
+
+@pytest.mark.parametrize(("strategy", "kind"), [("recreate", "None"), ("newCluster", "NewCluster")])
+def test_upgrades_are_mapped(strategy: str, kind: str) -> None:
+    service = rendered_for(a_model(upgrade={"strategy": strategy}))
+    assert service["spec"]["upgradeStrategy"] == {"type": kind}
+
+
+def test_it_belongs_to_the_model_and_carries_its_hash() -> None:
+    metadata = rendered_for(a_model(uid="abc"))["metadata"]
+    assert metadata["ownerReferences"][0]["uid"] == "abc"
+    assert metadata["annotations"][ANNOTATION_RENDERED]
+
+
+def test_the_same_input_gives_the_same_bytes_and_no_shared_parts() -> None:
+    one, other = (rendered_for(a_model()) for _ in range(2))
+    assert one == other
+    one["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["securityContext"].clear()
+    assert rendered_for(a_model()) == other
+
+
+def test_the_cpu_profile_asks_for_no_accelerators_of_ray() -> None:
+    model = an_example("tiny-moe")
+    assert model.spec.serving.device is Device.CPU
+    service = rendered(model, "tiny-moe")
+    assert all(group["rayStartParams"]["num-gpus"] == "0" for group in groups_of(service))
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert application["args"]["device"] == "cpu"
+
+
+def test_a_sealed_resolver_takes_the_place_of_the_clusters_dns() -> None:
+    config = a_config(dns={"namespace": "sovereign-system", "clusterIp": "10.96.0.53"})
+    for group in groups_of(rendered_for(a_model(), config)):
+        spec = group["template"]["spec"]
+        assert spec["dnsPolicy"] == "None"
+        assert spec["dnsConfig"]["nameservers"] == ["10.96.0.53"]
+        assert spec["dnsConfig"]["searches"][0] == "models.svc.cluster.local"
+
+
+def test_a_private_authority_is_mounted_where_pull_looks_for_it() -> None:
+    config = a_config(registry={"host": "r:5000", "writer": "r:5001", "caConfigMap": "site-ca"})
+    _, workers = groups_of(rendered_for(a_model(), config))
+    (delivery,) = workers["template"]["spec"]["initContainers"]
+    assert "--ca" in delivery["args"] and "--plain-http" not in delivery["args"]
+    assert {"name": "registry-ca", "configMap": {"name": "site-ca"}} in workers["template"]["spec"]["volumes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("8", 8),
+        ("0.92", 0.92),
+        ("bfloat16", "bfloat16"),
+        ("'8'", "8"),
+        ("2026-01-01", "2026-01-01"),
+    ],
+)
+def test_an_engine_argument_is_a_typed_scalar(text: str, value: object) -> None:
+    found = scalar("x", text)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["", "null", "[1]", "{a: 1}", "{"])
+def test_an_engine_argument_that_is_no_scalar_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match=r"engineArgs\.dtype"):
+        scalar("dtype", text)

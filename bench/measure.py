@@ -2,13 +2,17 @@
 """Running a contestant as a process of its own: wall time, CPU time and peak memory, from the kernel."""
 
 import os
+import re
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 MIB = 1024 * 1024
+_PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
 class ContestantFailed(RuntimeError):
@@ -22,7 +26,7 @@ class Run:
     seconds: float
     cpu_seconds: float
     peak_rss: int
-    """Bytes; of the largest process, children of the contestant's own not included."""
+    """Bytes; of the largest process, its own children not included."""
 
     def then(self, other: "Run") -> "Run":
         return Run(
@@ -42,11 +46,42 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
             stderr=output,
             env={**os.environ, **(environment or {})},
         )
+        memory = _Memory(process.pid)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - begun
+        peak = memory.stop()
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
             told = output.read().decode(errors="replace")[-2000:]
             raise ContestantFailed(f"{' '.join(command)} ended with {process.returncode}:\n{told}")
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, peak)
+
+
+class _Memory:
+    """The high-water mark of a process, read again and again until it ends.
+
+    Not ru_maxrss: that one starts with what this process had at the fork, and a small contestant would be
+    shown as large as we are. VmHWM starts with the contestant's own program.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._status = Path(f"/proc/{pid}/status")
+        self._ended = threading.Event()
+        self._peak = 0
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def stop(self) -> int:
+        self._ended.set()
+        self._thread.join()
+        return self._peak
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.02):
+            try:
+                found = _PEAK.search(self._status.read_text())
+            except (FileNotFoundError, ProcessLookupError):
+                return
+            if found:
+                self._peak = int(found[1]) * 1024

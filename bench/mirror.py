@@ -20,7 +20,7 @@ from rich.table import Table
 
 from bench import stage
 from bench.contestants import Contestant, Course, Floor, Ours, everybody
-from bench.measure import MIB, Run
+from bench.measure import MIB, ContestantFailed, Run
 from dev.hub import HubServer
 from dev.registry import LocalRegistry
 
@@ -81,9 +81,18 @@ def _one(contestant: Contestant, course: Course, work: Path) -> Run:
     try:
         with LocalRegistry(folder) as registry:
             given = Course(course.stage, course.hub, registry.host, work, course.workers)
-            return contestant.go(given)
+            taken = contestant.go(given)
+            _require_arrival(contestant, course.stage, registry)
+            return taken
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_arrival(contestant: Contestant, made: stage.Stage, registry: LocalRegistry) -> None:
+    for path, digest in zip(made.weights, made.digests, strict=True):
+        stored = registry.blob_path(digest)
+        if not stored.is_file() or stored.stat().st_size != path.stat().st_size:
+            raise ContestantFailed(f"{contestant.name} did not bring {path.name} into the registry")
 
 
 def _table(runs: dict[str, list[Run]], contestants: list[Contestant], options: argparse.Namespace) -> Table:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ class Stage:
     hub_folder: Path
     layout: Path
     weights: tuple[Path, ...]
+    digests: tuple[str, ...]
+    """Of the weights, in the same order."""
 
     @property
     def size(self) -> int:
@@ -54,7 +57,9 @@ def build(folder: Path, size: int, files: int) -> Stage:
     }
     (repository / "config.json").write_text(json.dumps(config))
     (repository / "tokenizer.json").write_text("{}")
-    return Stage(folder / "hub", _layout(folder / "layout", weights), tuple(weights))
+    digests = tuple(_digest(path) for path in weights)
+    _write_layout(folder / "layout", weights, digests)
+    return Stage(folder / "hub", folder / "layout", tuple(weights), digests)
 
 
 def addresses(hub: HubServer, stage: Stage) -> list[str]:
@@ -78,7 +83,12 @@ def _write_tensor(path: Path, name: str, rows: int) -> None:
             left -= len(piece)
 
 
-def _layout(folder: Path, weights: list[Path]) -> Path:
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+
+
+def _write_layout(folder: Path, weights: Sequence[Path], digests: Sequence[str]) -> None:
     blobs = folder / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -88,15 +98,13 @@ def _layout(folder: Path, weights: list[Path]) -> Path:
         return {"digest": f"sha256:{digest}", "size": len(content)}
 
     layers: list[dict[str, object]] = []
-    for path in weights:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        (blobs / digest).hardlink_to(path)
+    for path, digest in zip(weights, digests, strict=True):
+        (blobs / digest.removeprefix("sha256:")).hardlink_to(path)
         title = {"org.opencontainers.image.title": path.name}
         layers.append(
             {
                 "mediaType": WEIGHT_TYPE,
-                "digest": f"sha256:{digest}",
+                "digest": digest,
                 "size": path.stat().st_size,
                 "annotations": title,
             }
@@ -114,4 +122,3 @@ def _layout(folder: Path, weights: list[Path]) -> Path:
     index = {"schemaVersion": 2, "manifests": [root]}
     (folder / "index.json").write_text(json.dumps(index))
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    return folder

@@ -148,6 +148,7 @@ def _start_kubelet(cluster: Cluster) -> None:
         "evictionHard": {"memory.available": "100Mi"},
         "imageGCHighThresholdPercent": 100,
         "imageGCLowThresholdPercent": 99,
+        "oomScoreAdj": 0,
         "serializeImagePulls": False,
         "runtimeRequestTimeout": "15m",
         "podLogsDir": str(base / "pod-logs"),
@@ -185,6 +186,7 @@ def _start_kube_proxy(cluster: Cluster) -> None:
             f"--nodeport-addresses={NODE_IP}/32",
             f"--healthz-bind-address=127.0.0.1:{free_port()}",
             f"--metrics-bind-address=127.0.0.1:{free_port()}",
+            "--oom-score-adj=0",
             # Leave the machine's connection tracking as it is.
             "--conntrack-max-per-core=0",
             "--conntrack-min=0",

@@ -23,6 +23,7 @@ from dev.paths import cache_root
 
 PAUSE_IMAGE, DNS_IMAGE = "sovereign.dev/embedded/pause:1", "sovereign.dev/embedded/coredns:1"
 _CGROUPS = Path("/sys/fs/cgroup")
+_RUNC_STATE = Path("/run/containerd/runc/k8s.io")
 _LIBCNI_RESULTS = Path("/var/lib/cni/results")
 
 
@@ -135,6 +136,8 @@ config_path = "{base / "hosts"}"
 
 [plugins."io.containerd.cri.v1.runtime"]
 disable_apparmor = true
+# Root in a small VM or a container may not lower this score, and then no pod would start.
+restrict_oom_score_adj = true
 netns_mounts_under_state_dir = true
 
 [plugins."io.containerd.cri.v1.runtime".cni]
@@ -172,6 +175,8 @@ def remove_containers(cluster: Cluster) -> None:
     for result in _LIBCNI_RESULTS.glob("sovereign-*"):
         if result.name.split("-")[1] in ids:
             result.unlink(missing_ok=True)
+    for name in ids:
+        shutil.rmtree(_RUNC_STATE / name, ignore_errors=True)
     shutil.rmtree(_running(cluster), ignore_errors=True)
     shutil.rmtree(folder(cluster) / "cni" / "addresses", ignore_errors=True)
 
@@ -217,17 +222,19 @@ def _shims(cluster: Cluster) -> Iterator[int]:
 
 def _cgroups(ids: set[str]) -> list[Path]:
     """Our containers' cgroups, deepest first: one tree on cgroups v2, one for each controller on v1."""
-    roots = [_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir() and not path.is_symlink())]
-    tops = [root / "k8s.io" / name for root in roots if (root / "k8s.io").is_dir() for name in ids]
-    found = {
-        path for top in tops if top.is_dir() for path in [top, *(p for p in top.rglob("*") if p.is_dir())]
-    }
+    tops = [parent / name for parent in _cgroup_parents() for name in ids]
+    found = {path for top in tops if top.is_dir() for path in (top, *top.rglob("*")) if path.is_dir()}
     return sorted(found, key=lambda path: len(path.parts), reverse=True)
 
 
+def _cgroup_parents() -> list[Path]:
+    """Where containerd puts the containers of Kubernetes, in the one tree (v2) or in each of them (v1)."""
+    trees = [_CGROUPS, *(path for path in _CGROUPS.iterdir() if path.is_dir() and not path.is_symlink())]
+    return [tree / "k8s.io" for tree in trees if (tree / "k8s.io").is_dir()]
+
+
 def _remove_cgroups(ids: set[str]) -> None:
-    paths = _cgroups(ids)
-    for path in [*paths, *{path.parent for path in paths if path.parent.name == "k8s.io"}]:
+    for path in [*_cgroups(ids), *_cgroup_parents()]:
         # The shared parent stays where something else of this machine is in it.
         with contextlib.suppress(OSError):
             path.rmdir()

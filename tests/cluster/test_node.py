@@ -201,6 +201,6 @@ class Traces:
             "mounts": [str(path) for path in runtime.mounts_below(self._cluster.state_dir)],
             "cgroups": [str(path) for path in runtime._cgroups(self._ids)],
             "tables": [line for line in tables if line.split()[-1] in ours],
-            "links": [name for name in os.listdir("/sys/class/net") if name == network.BRIDGE],
+            "links": [path.name for path in Path("/sys/class/net").iterdir() if path.name == network.BRIDGE],
             "files": [str(path) for path in (self._cluster.state_dir,) if path.exists()],
         }

@@ -17,8 +17,9 @@ import (
 )
 
 func main() {
+	// The order in which plugins see a query: what kubernetes does not answer, template refuses.
 	dnsserver.Directives = []string{
-		"errors", "log", "health", "ready", "cache", "template", "kubernetes",
+		"errors", "log", "health", "ready", "cache", "kubernetes", "template",
 	}
 	coremain.Run()
 }

@@ -101,7 +101,7 @@ def _pod(cluster: Manifest, group: Manifest, node_type: str, group_name: str, pr
     ) != "true":
         users = "".join(f" {word} " for word in (*ray.get("command", ()), *ray.get("args", ())))
         if "ray start" not in users:
-            ray["command"] = BASH
+            ray["command"] = list(BASH)
             ray["args"] = [f"{users} && {ULIMIT}; {start}" if users else f"{ULIMIT}; {start}"]
     for container in spec.get("initContainers", []):
         container.setdefault("env", []).extend(_address_environment(address))
@@ -151,7 +151,7 @@ def _wait_for_gcs(ray: Manifest, address: str) -> Manifest:
     container = {
         "name": "wait-gcs-ready",
         "image": ray["image"],
-        "command": BASH,
+        "command": list(BASH),
         "args": [WAIT_FOR_GCS.format(address=address)],
         "env": copy.deepcopy(ray.get("env", [])),
         "volumeMounts": copy.deepcopy(ray.get("volumeMounts", [])),

@@ -69,7 +69,8 @@ def read_docker_config(path: Path | None, host: str) -> Credentials | None:
     helper = helper or (document.get("credsStore") if _is_empty_entry(auths, host) else None)
     if helper:
         raise CredentialsUnreadable(
-            f"{path} keeps the login for {host} in the credential helper {str(helper)[:60]!r}, which is not run "
+            f"{path} keeps the login for {host} in the credential helper {str(helper)[:60]!r}, which is "
+            "not run "
             "here; write the login into 'auths' of a file and give it with --docker-config."
         )
     return None
@@ -177,7 +178,8 @@ class Authority:
             response = self._client.get(realm, params=query, headers=headers)
         if response.status_code != 200 or len(response.content) > _MAX_TOKEN_BYTES:
             raise RegistryForbidden(
-                f"Expected a token for {scope} from {origin}, found status {response.status_code}; check the login "
+                f"Expected a token for {scope} from {origin}, found status {response.status_code}; check "
+                "the login "
                 "in the docker config and its rights."
             )
         try:

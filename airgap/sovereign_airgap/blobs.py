@@ -87,7 +87,8 @@ class BlobStream:
             raise registry.forbidden(f"GET of {self._what}", status)
         if status == HTTPStatus.NOT_FOUND:
             raise ArtifactNotFound(
-                f"Expected {registry.origin} to hold {self._blob.digest} ({self._what}), found none; mirror the "
+                f"Expected {registry.origin} to hold {self._blob.digest} ({self._what}), found none; "
+                "mirror the "
                 "model again."
             )
         if status == HTTPStatus.PARTIAL_CONTENT:
@@ -102,7 +103,8 @@ class BlobStream:
             raise RefusedByRegistry(status)
         if total is not None and total != size:
             raise SizeMismatch(
-                f"{self._what}: expected {size} bytes as the manifest says, found {total} in {registry.origin}; the "
+                f"{self._what}: expected {size} bytes as the manifest says, found {total} in "
+                f"{registry.origin}; the "
                 "manifest is wrong or the blob was cut, mirror the model again to another repository."
             )
 
@@ -150,7 +152,8 @@ def read_blob(registry: Registry, blob: Descriptor, what: str, limit: int) -> by
 def corrupt(registry: Registry, blob: Descriptor, what: str, found: str) -> RegistryBlobCorrupt:
     """The error that names the remedy: a registry keeps a blob that went bad even when it is pushed again."""
     return RegistryBlobCorrupt(
-        f"{what}: expected {blob.digest} from {registry.origin}, found {found}; the registry's own copy is damaged "
+        f"{what}: expected {blob.digest} from {registry.origin}, found {found}; the registry's own copy is "
+        "damaged "
         "and pushing again does not replace it. Remove the blob from the registry's storage (registry verify "
         "--repair), then mirror again."
     )

@@ -314,7 +314,8 @@ def _mirrored(found: MirrorResult) -> dict[str, str | int]:
 def _pulled(found: PullResult, reference: OciReference) -> dict[str, str | int]:
     return {
         "reason": "Pulled",
-        "message": f"{found.files} files ({found.size} bytes) are in {found.directory}, {found.kept} were there.",
+        "message": f"{found.files} files ({found.size} bytes) are in {found.directory}, {found.kept} were "
+        "there.",
         "digest": str(found.digest),
         "reference": str(reference),
         "bytes": found.size,

@@ -142,7 +142,8 @@ class Hub:
         info = api.model_info(source.repo, revision=source.revision, timeout=self.pace.patience.stall)
         if info.sha != source.revision:
             raise SourceChanged(
-                f"Expected {self.origin} to answer for commit {source.revision}, found {str(info.sha)[:60]!r}."
+                f"Expected {self.origin} to answer for commit {source.revision}, found "
+                f"{str(info.sha)[:60]!r}."
             )
         try:
             canonical = HubReference(info.id, source.revision)
@@ -186,7 +187,8 @@ class Hub:
         if isinstance(error, hub_errors.RepositoryNotFoundError):
             seen = "with this token" if self._token else "without a token"
             return SourceNotFound(
-                f"{self.origin} shows no repository {source.repo} {seen}; check the name, or give a token that "
+                f"{self.origin} shows no repository {source.repo} {seen}; check the name, or give a token "
+                "that "
                 "may read it."
             )
         response: object = error.response
@@ -204,7 +206,8 @@ class Hub:
 
     def _forbidden(self, repo: str, status: int) -> SourceForbidden:
         return SourceForbidden(
-            f"{self.origin} answers {status} for {repo}; give a token that may read it, and accept the licence "
+            f"{self.origin} answers {status} for {repo}; give a token that may read it, and accept the "
+            "licence "
             f"at {self.endpoint}/{repo} if it is gated."
         )
 
@@ -328,7 +331,8 @@ def _start_of(download: Download, file: HubFile, offset: int) -> int:
         )
     if download.length is not None and download.length != int(match[2]) - int(match[1]) + 1:
         raise SizeMismatch(
-            f"Expected the range {found[:80]!r} of {file.path!a}, found a Content-Length of {download.length}."
+            f"Expected the range {found[:80]!r} of {file.path!a}, found a Content-Length of "
+            f"{download.length}."
         )
     return offset
 
@@ -349,7 +353,8 @@ def _file(entry: RepoFile) -> HubFile:
     pointer = git_blob_id(lfs_pointer(sha256.hex, size))
     if pointer != blob_id:
         raise DigestMismatch(
-            f"Expected the commit to hold the pointer {pointer} to {sha256} for {entry.path!a}, found the blob "
+            f"Expected the commit to hold the pointer {pointer} to {sha256} for {entry.path!a}, found the "
+            "blob "
             f"{blob_id}; the hub's listing contradicts the commit."
         )
     return HubFile(entry.path, size, blob_id, sha256)
@@ -370,7 +375,8 @@ def require_listed(file: HubFile, content: bytes) -> None:
 
 def wrong_bytes(file: HubFile, expected: str, found: str) -> DigestMismatch:
     return DigestMismatch(
-        f"{file.path!a}: expected {expected} as listed by the hub, found {found}; nothing of it was kept, try "
+        f"{file.path!a}: expected {expected} as listed by the hub, found {found}; nothing of it was kept, "
+        "try "
         "again or use another endpoint."
     )
 

@@ -128,5 +128,5 @@ def show(found: Inspected, console: Console) -> None:
     table.columns[1].justify = "right"
     for layer in found.manifest.layers:
         table.add_row(ascii(layer.path)[1:-1], f"{layer.size:,}", layer.digest.hex)
-    console.print(head, markup=False, highlight=False)
-    console.print(table, markup=False, highlight=False)
+    console.print(head)
+    console.print(table)

@@ -40,7 +40,7 @@ from sovereign_airgap.selection import MAX_INDEX_BYTES, LeftOut, Selection, Take
 from sovereign_airgap.stopping import first_cause
 from sovereign_airgap.strict_json import Json
 from sovereign_airgap.transfer import Transfer
-from sovereign_airgap.uploads import CHUNK_BYTES, RefusedByRegistry, SessionLost, UploadSession
+from sovereign_airgap.uploads import CHUNK_BYTES, put_blob
 from sovereign_airgap.wire import BUFFER_BYTES, LineBroken, Wire, tls_context
 
 # Files of git itself are at most 10 MB on the Hub; up to this size they are read whole and looked up first.
@@ -302,31 +302,7 @@ class _Mirror:
         found = self.registry.head_manifest(tag)
         if found is not None and found != digest:
             raise TagConflict(
-                f"Expected the tag {tag} of {self.registry.repository} to be free or at {digest}, found {found}; the "
+                f"Expected the tag {tag} of {self.registry.repository} to be free or at {digest}, found "
+                f"{found}; the "
                 "tag was not moved. Find out who pushed it, then remove it or mirror to another repository."
             )
-
-
-def put_blob(registry: Registry, content: bytes) -> Digest:
-    """Stores a blob that is in memory, unless the registry has it."""
-    digest = Digest.of(content)
-    if registry.has_blob(digest, len(content)):
-        return digest
-    failures = 0
-    while True:
-        session = UploadSession(registry)
-        try:
-            session.begin()
-            session.commit(digest, len(content), content)
-            return digest
-        except (LineBroken, SessionLost, RefusedByRegistry) as error:
-            session.cancel()
-            failures += 1
-            after = error.after if isinstance(error, RefusedByRegistry) else None
-            stalled = isinstance(error, LineBroken) and error.stalled
-            registry.wait_or_give_up(failures, str(error), after, stalled)
-            if registry.has_blob(digest, len(content)):
-                return digest
-        except BaseException:
-            session.cancel()
-            raise

@@ -145,7 +145,7 @@ def _show_live(progress: Progress, stream: TextIO, done: threading.Event) -> Non
 
 @contextmanager
 def served(progress: Progress, port: int | None) -> Iterator[int]:
-    """Answers `GET /progress` while the block lasts; yields the port (0 asks for a free one, None for nothing)."""
+    """Answers `GET /progress` while the block lasts; yields the port (0 wishes a free one, None nothing)."""
     if port is None:
         yield 0
         return

@@ -108,7 +108,7 @@ class Registry:
     # -- blobs ----------------------------------------------------------------------------------------------
 
     def has_blob(self, digest: Digest, size: int) -> bool:
-        """Whether the registry holds the blob with this length. Existence only: HEAD says nothing of bytes."""
+        """Whether the registry holds the blob with this length. HEAD proves existence, never integrity."""
         reply = self.ask("HEAD", self.url(f"blobs/{digest}"))
         if reply.status in (301, 302, 303, 307, 308):
             return False  # a storage redirect tells no length: push, and let the registry deduplicate
@@ -117,7 +117,8 @@ class Registry:
         length = reply.headers.get("content-length", "")
         if length != str(size):
             raise RegistryBlobCorrupt(
-                f"Expected {self.origin} to hold {digest} with {size} bytes, found {length or 'no length'}: {_GONE_BAD}."
+                f"Expected {self.origin} to hold {digest} with {size} bytes, found "
+                f"{length or 'no length'}: {_GONE_BAD}."
             )
         return True
 
@@ -138,7 +139,8 @@ class Registry:
         content = self.find_manifest(target)
         if content is None:
             raise ArtifactNotFound(
-                f"Expected {self.origin} to hold {self.repository} at {target[:100]}, found none; check the name, "
+                f"Expected {self.origin} to hold {self.repository} at {target[:100]}, found none; check "
+                "the name, "
                 "or mirror the model first."
             )
         return content
@@ -154,7 +156,8 @@ class Registry:
         found = Digest.of(reply.body)
         if ":" in target and target != str(found):
             raise DigestMismatch(
-                f"Expected the manifest {target} from {self.origin}, found bytes of {found}; repair the registry "
+                f"Expected the manifest {target} from {self.origin}, found bytes of {found}; repair the "
+                "registry "
                 "or mirror the model again."
             )
         return reply.body
@@ -163,7 +166,8 @@ class Registry:
         """Stores a manifest under a tag or digest; the registry must name the digest that we computed."""
         if len(content) > MAX_MANIFEST_BYTES:
             raise MalformedManifest(
-                f"Expected a manifest of at most {MAX_MANIFEST_BYTES} bytes, found {len(content)}; narrow the "
+                f"Expected a manifest of at most {MAX_MANIFEST_BYTES} bytes, found {len(content)}; narrow "
+                "the "
                 "selection."
             )
         reply = self.ask("PUT", self.url(f"manifests/{target}"), {"Content-Type": media_type}, content)
@@ -265,7 +269,8 @@ class Registry:
         if failures >= patience.attempts:
             kind = Stalled if stalled else RegistryUnavailable
             raise kind(
-                f"Expected {self.origin} to answer, found {found.rstrip('.')} in {failures} attempts; check that the "
+                f"Expected {self.origin} to answer, found {found.rstrip('.')} in {failures} attempts; "
+                "check that the "
                 "registry runs and is reachable from here."
             )
         pause = patience.pause(failures, after)
@@ -274,14 +279,16 @@ class Registry:
 
     def forbidden(self, what: str, status: int) -> RegistryForbidden:
         return RegistryForbidden(
-            f"{self.origin} answers {status} to {what} in {self.repository}; check the login in the docker config "
+            f"{self.origin} answers {status} to {what} in {self.repository}; check the login in the docker "
+            "config "
             f"and its right to {'push' if 'push' in self.scope else 'pull'}."
         )
 
     def unexpected(self, what: str, status: int, body: bytes = b"") -> RegistryUnavailable:
         detail = body.decode("utf-8", "replace")[:200].strip()
         return RegistryUnavailable(
-            f"Expected {self.origin} to accept {what}, found status {status}{': ' + ascii(detail) if detail else ''}."
+            f"Expected {self.origin} to accept {what}, found status "
+            f"{status}{': ' + ascii(detail) if detail else ''}."
         )
 
     def locate(self, location: str | None, request_url: str) -> str:
@@ -333,7 +340,8 @@ class Registry:
                 body += piece
                 if len(body) > limit:
                     raise SizeMismatch(
-                        f"Expected at most {limit} bytes from {self.origin} for {method}, found more; this is no "
+                        f"Expected at most {limit} bytes from {self.origin} for {method}, found more; this "
+                        "is no "
                         "answer of a registry."
                     )
                 if time.monotonic() > ends:

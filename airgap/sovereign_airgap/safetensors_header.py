@@ -50,8 +50,9 @@ class Tensor:
 class HeaderCollector:
     """Keeps the first bytes of one stream until its header is whole; at most 16 MiB.
 
-    `turn` is shared by all collectors of a run: a large header is parsed alone. `feed` may be called for any part of the stream; after a source was asked again from an earlier offset,
-    `rewind` forgets what the checked hash no longer covers.
+    `turn` is shared by all collectors of a run: a large header is parsed alone. `feed` may be called for any
+    part of the stream; after a source was asked again from an earlier offset, `rewind` forgets what the hash
+    no longer covers.
     """
 
     def __init__(self, path: str, file_size: int, turn: threading.Lock) -> None:

@@ -179,6 +179,7 @@ class Transfer:
                     self._from_zero()
                     if self._begin(session):
                         assert self.file.sha256 is not None
+                        self.progress.moved(self.file.size)
                         return self.file.sha256
                     started = True
                 self._send_all(session, source)
@@ -194,7 +195,7 @@ class Transfer:
             except ChunkTooLarge:
                 if self.chunk <= LEAST_CHUNK_BYTES:
                     raise self.registry.unexpected("a piece of 1 MiB", 413) from None
-                self.chunk //= 2
+                self.chunk = max(self.chunk // 2, LEAST_CHUNK_BYTES)
                 started = self._catch_up(session)
             except (LineBroken, SessionLost, RefusedByRegistry) as fault:
                 failures = 1 if self._boundary > best else failures + 1
@@ -273,6 +274,7 @@ class Transfer:
         try:
             session.ask_progress()
         except SessionLost:
+            session.cancel()
             return False
         if session.acknowledged < self._boundary or session.acknowledged > self.file.size:
             session.cancel()
@@ -281,7 +283,7 @@ class Transfer:
         return True
 
     def _committed_after_all(self) -> bool:
-        """A final PUT whose answer was lost may have succeeded: then the session is gone and the blob there."""
+        """A final PUT whose answer was lost may have succeeded: the session is gone then, the blob there."""
         whole = self._position == self.file.size
         return whole and self.registry.has_blob(self._checked(), self.file.size)
 

@@ -88,6 +88,7 @@ class UploadSession:
         """After an error: learns Location and Range from the registry, or raises SessionLost."""
         reply = self._registry.ask("GET", self._where())
         if reply.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.OK, HTTPStatus.ACCEPTED):
+            self._location = None
             raise SessionLost(f"status {reply.status}")
         stored = _end_of(reply.headers.get("range"))
         if stored is None or stored <= 1:
@@ -95,6 +96,17 @@ class UploadSession:
             raise SessionLost("nothing stored yet")
         self._location = self._registry.locate(reply.headers.get("location"), self._where())
         self.acknowledged = stored
+
+    def send(self, view: memoryview) -> None:
+        """One PATCH whose bytes are in memory."""
+        end = self.acknowledged + len(view)
+        upload = self.patch(len(view))
+        try:
+            refused = upload.write(view)
+            self.accept(upload.finish() if refused is None else refused, end)
+        except BaseException:
+            upload.abort()
+            raise
 
     def commit(self, digest: Digest, size: int, body: bytes = b"") -> None:
         """The final PUT, with the rest of the blob where it was kept in memory."""
@@ -137,6 +149,42 @@ class UploadSession:
         parts = urlsplit(self._where())
         query = f"{parts.query}&" if parts.query else ""
         return urlunsplit(parts._replace(query=f"{query}{urlencode({'digest': str(digest)})}"))
+
+
+def put_blob(registry: Registry, content: bytes) -> Digest:
+    """Stores a blob that is in memory, unless the registry has it."""
+    digest = Digest.of(content)
+    if registry.has_blob(digest, len(content)):
+        return digest
+    failures = 0
+    piece = len(content)
+    while True:
+        session = UploadSession(registry)
+        try:
+            session.begin()
+            if piece == len(content):
+                session.commit(digest, len(content), content)
+            else:
+                for at in range(0, len(content), piece):
+                    session.send(memoryview(content)[at : at + piece])
+                session.commit(digest, len(content))
+            return digest
+        except ChunkTooLarge:
+            session.cancel()
+            if piece <= LEAST_CHUNK_BYTES:
+                raise registry.unexpected(f"a piece of {piece} bytes", 413) from None
+            piece = max(piece // 2, LEAST_CHUNK_BYTES)
+        except (LineBroken, SessionLost, RefusedByRegistry) as error:
+            session.cancel()
+            failures += 1
+            after = error.after if isinstance(error, RefusedByRegistry) else None
+            stalled = isinstance(error, LineBroken) and error.stalled
+            registry.wait_or_give_up(failures, str(error), after, stalled)
+            if registry.has_blob(digest, len(content)):
+                return digest
+        except BaseException:
+            session.cancel()
+            raise
 
 
 def _end_of(header: str | None) -> int | None:

@@ -223,6 +223,7 @@ class Wire:
 
     def keep(self, line: _Line) -> None:
         self.pace.release(line.mark)
+        line.connection.sock.settimeout(self.pace.patience.stall)
         with self._lock:
             self._idle.append((line.origin, line.connection))
 
@@ -355,7 +356,6 @@ class Upload:
             with line.mark:
                 response = line.connection.getresponse()
                 body = response.read(_ANSWER_BYTES)
-            line.connection.sock.settimeout(self._wire.pace.patience.stall)
             whole = response.isclosed() or response.length == 0
             response.close()
             answer = Answer(response.status, response.headers, body)
@@ -370,7 +370,8 @@ def certificate_unknown(
     origin: object, error: ssl.SSLCertVerificationError, option: str
 ) -> CertificateUnknown:
     return CertificateUnknown(
-        f"Expected a certificate for {origin} from a known authority, found: {error.verify_message}; give the "
+        f"Expected a certificate for {origin} from a known authority, found: {error.verify_message}; give "
+        "the "
         f"authority's PEM file with {option}."
     )
 

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hub with one tiny model, a registry double, and options that do not wait long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dev.hub import HubServer
+from sovereign_airgap.access import Access
+from sovereign_airgap.mirror import MirrorOptions
+from sovereign_airgap.pace import Patience
+from sovereign_airgap.pull import PullOptions
+from sovereign_airgap.reference import HubReference, OciReference
+from tests.unit.airgap.models import REPO, a_repository
+from tests.unit.airgap.registry_double import RegistryDouble
+
+QUICK = Patience(attempts=4, first_pause=0.01, longest_pause=0.05, stall=2.0, connect=2.0)
+
+
+@pytest.fixture(autouse=True)
+def no_system_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here is signed by them, and reading them costs more than a whole test."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent.pem")
+
+
+@pytest.fixture
+def no_docker_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "no-docker"))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, bytes]:
+    return a_repository(tmp_path / "hub", width=512)
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes], tmp_path: Path) -> Iterator[HubServer]:
+    with HubServer(tmp_path / "hub") as server:
+        yield server
+
+
+@pytest.fixture
+def registry(no_docker_config: None) -> Iterator[RegistryDouble]:
+    with RegistryDouble() as double:
+        yield double
+
+
+@pytest.fixture
+def source(hub: HubServer) -> HubReference:
+    return HubReference(REPO, hub.commit(REPO))
+
+
+@pytest.fixture
+def target(registry: RegistryDouble) -> OciReference:
+    return OciReference(registry.host)
+
+
+@pytest.fixture
+def options(hub: HubServer) -> MirrorOptions:
+    return MirrorOptions(
+        access=Access(plain_http=True), endpoint=hub.endpoint, patience=QUICK, chunk=8 * 1024
+    )
+
+
+@pytest.fixture
+def pull_options() -> PullOptions:
+    return PullOptions(access=Access(plain_http=True), patience=QUICK)

@@ -116,6 +116,6 @@ class _UniqueKeys(yaml.SafeLoader):
     """A key that a template writes twice is an error, as it is for the API server's strict validation."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         assert len(keys) == len(set(keys)), f"duplicate keys at {node.start_mark}"
         return super().construct_mapping(node, deep)

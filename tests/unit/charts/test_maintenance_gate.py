@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -98,7 +98,7 @@ class Site:
             process.wait(timeout=20)
 
     def request(
-        self, listener: str, method: str, path: str, body: bytes = b"", **headers: str
+        self, listener: str, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
     ) -> tuple[int, dict[str, str]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.ports[listener], timeout=10)
         try:
@@ -111,19 +111,19 @@ class Site:
 
     def status(self, listener: str, path: str, method: str = "GET") -> int:
         try:
-            return self.request(listener, method, path, Accept=MANIFEST_TYPE)[0]
+            return self.request(listener, method, path, {"Accept": MANIFEST_TYPE})[0]
         except OSError:
             return 0
 
     def push(self, body: bytes) -> str:
         digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-        status, headers = self.request("writer", "POST", "/v2/m/blobs/uploads/", **self.authorization)
+        status, headers = self.request("writer", "POST", "/v2/m/blobs/uploads/", self.authorization)
         assert status == 202
         location = headers["location"]
         assert location.startswith("/"), "relativeurls"
         mark = "&" if "?" in location else "?"
         status, _ = self.request(
-            "writer", "PUT", f"{location}{mark}digest={digest}", body, **self.authorization
+            "writer", "PUT", f"{location}{mark}digest={digest}", self.authorization, body
         )
         assert status == 201
         return digest
@@ -140,9 +140,8 @@ class Site:
             "writer",
             "PUT",
             f"/v2/m/manifests/{reference}",
+            {**self.authorization, "Content-Type": MANIFEST_TYPE},
             text,
-            **self.authorization,
-            **{"Content-Type": MANIFEST_TYPE},
         )
         assert status == 201
         return f"sha256:{hashlib.sha256(text).hexdigest()}"
@@ -231,7 +230,7 @@ def test_a_fresh_volume_is_collected_without_an_error(site: Site, tmp_path: Path
 
 def test_the_gate_waits_for_a_running_upload(site: Site, tmp_path: Path) -> None:
     with site.running("writer"):
-        status, _ = site.request("writer", "POST", "/v2/m/blobs/uploads/", **site.authorization)
+        status, _ = site.request("writer", "POST", "/v2/m/blobs/uploads/", site.authorization)
         assert status == 202
         uploads = [
             path for path in (site.root / "docker").rglob("*") if path.is_file() and "_uploads" in path.parts
@@ -286,7 +285,8 @@ def test_a_gate_whose_file_was_removed_under_it_makes_it_again(
 ) -> None:
     gate = load_gate()
     lock = tmp_path / "lock"
-    flock, calls = fcntl.flock, []
+    flock = fcntl.flock
+    calls: list[int] = []
 
     def remove_once(descriptor: int, how: int) -> None:
         if not calls:

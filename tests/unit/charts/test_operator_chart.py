@@ -10,10 +10,19 @@ import pytest
 import yaml
 
 from sovereign_operator.config import parse_config
-from tests.unit.charts.rendering import CHARTS, DIGEST_VALUES, NAMESPACE, Rendered, helm, refusal, render
+from tests.unit.charts.rendering import (
+    CHARTS,
+    DIGEST_VALUES,
+    NAMESPACE,
+    Manifest,
+    Rendered,
+    helm,
+    refusal,
+    render,
+)
 
 DIGEST = "sha256:" + "1" * 64
-OWN_REGISTRY = {
+OWN_REGISTRY: Manifest = {
     "registry": {
         "enabled": False,
         "host": "registry.example:5443",
@@ -23,7 +32,7 @@ OWN_REGISTRY = {
         "cidrs": ["10.1.0.0/16"],
     }
 }
-VARIANTS = {
+VARIANTS: dict[str, Manifest] = {
     "default": {},
     "cluster mode": {"clusterMode": True},
     "two namespaces": {"watchNamespaces": ["research", "models"]},
@@ -176,7 +185,7 @@ def test_the_charts_pass_lint() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Manifest, str]] = {
     "a tag instead of a digest": ({"images": {"operator": "registry.example/operator:v1"}}, "operator"),
     "a misspelt key": ({"watchNamespace": ["models"]}, "watchNamespace"),
     "no namespace to watch": ({"watchNamespaces": []}, "watchNamespaces"),

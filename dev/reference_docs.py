@@ -36,7 +36,7 @@ CONDITIONS = """\
 `status.conditions` of a SovereignModel has a summary and the stages. `Ready` is True when every check
 that the operator's configuration asks for has passed. `Reconciling` is True while the operator works
 towards it. `Stalled` is True when nothing will change until a person does something. They are never both
-True, and both are absent when the model is ready, as kstatus (Argo CD, Flux, `kubectl wait`) expects.
+True, and both are absent when the model is ready, as kstatus (Flux, `kubectl wait`) expects.
 
 The stages, in order: {stages}. Each has a status (True, False or Unknown), a reason from the tables
 below, and a message. Reasons are stable: alerts may match on them. Messages are for people and may

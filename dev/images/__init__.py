@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 
-from dev.images.build import archive, build_and_push
+from dev.images.build import build_and_push
 from dev.images.catalogue import CATALOGUE, Image
 from dev.images.errors import BuildFailed
 
-__all__ = ["CATALOGUE", "BuildFailed", "Image", "add_parser", "archive", "build_and_push"]
+__all__ = ["CATALOGUE", "BuildFailed", "Image", "add_parser", "build_and_push"]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

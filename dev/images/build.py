@@ -45,18 +45,6 @@ def build_and_push(
         return {name: f"{registry}/{name}@{_pushed(CATALOGUE[name], registry, progress)}" for name in names}
 
 
-def archive(name: str, destination: Path, progress: Progress = lambda line: None) -> str:
-    """Writes an OCI archive, for `ctr images import` where no registry runs yet; returns the tag in it."""
-    image = CATALOGUE[name]
-    tag = f"localhost/sovereign/{name}:embedded"
-    _require_tools()
-    with _one_builder():
-        local = _built(image, progress)
-        destination.unlink(missing_ok=True)
-        _run("skopeo", "copy", "--quiet", f"containers-storage:{local}", f"oci-archive:{destination}:{tag}")
-    return tag
-
-
 def _require_tools() -> None:
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         packages = " ".join(missing)

@@ -108,8 +108,7 @@ def _attributes(verb: str, resource: str, namespace: str | None) -> Manifest:
 def site() -> Iterator[Site]:
     from dev.cluster import down, up
 
-    name = f"charts-{uuid.uuid4().hex[:8]}"
-    cluster = up(name)
+    cluster = up(f"charts-{uuid.uuid4().hex[:8]}")
     try:
         site = Site(cluster)
         for name in (SYSTEM, MODELS, OTHER):
@@ -121,7 +120,7 @@ def site() -> Iterator[Site]:
         )
         yield site
     finally:
-        down(name)
+        down(cluster.name)
 
 
 def wait_for(what: str, condition: Callable[[], bool], seconds: float = 60) -> None:

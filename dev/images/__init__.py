@@ -21,17 +21,29 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "names", nargs="*", metavar="NAME", help=f"of {', '.join(CATALOGUE)}; default: those of the demo"
     )
-    parser.add_argument("--registry", required=True, metavar="HOST:PORT", help="it must speak plain HTTP")
+    parser.add_argument("--registry", metavar="HOST:PORT", help="plain HTTP; default: the embedded cluster's")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     names = arguments.names or ["operator", "airgap", "registry", "serving-cpu", "demo-hub"]
     try:
-        references = build_and_push(names, arguments.registry, progress=lambda line: print(line, flush=True))
+        registry = arguments.registry or _embedded_registry()
+        references = build_and_push(names, registry, progress=lambda line: print(line, flush=True))
     except BuildFailed as failure:
         print(failure)
         return 1
     for name, reference in references.items():
         print(f"{name}\t{reference}")
     return 0
+
+
+def _embedded_registry() -> str:
+    from dev.cluster import load
+    from dev.cluster.lifecycle import DEFAULT_NAME
+
+    if (cluster := load(DEFAULT_NAME)) is None:
+        raise BuildFailed(
+            "no --registry given and no embedded cluster found: python -m dev cluster up --node"
+        )
+    return cluster.images

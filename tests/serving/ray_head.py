@@ -6,6 +6,7 @@ token authentication, applications through the dashboard's REST API. All of it s
 from __future__ import annotations
 
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ from dev import serving_env
 
 # Generous: two cores may be shared with a Go build.
 START = 300.0
-DEPLOY = 600.0
+DEPLOY = 900.0
 
 
 class RayHead:
@@ -73,6 +74,7 @@ class RayHead:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        shutil.rmtree(self._home, ignore_errors=True)
 
     def _ray_environment(self) -> dict[str, str]:
         return {

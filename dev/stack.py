@@ -143,14 +143,14 @@ def _hub_manifests(image: str) -> list[Manifest]:
         {
             **container,
             "name": f"write-{label}",
-            "command": ["python3", "-m", "dev.tiny_moe", f"/srv/hub/{DEMO_REPO}/@{label}", "--seed", seed],
+            "command": ["python3.11", "-m", "dev.tiny_moe", f"/srv/hub/{DEMO_REPO}/@{label}", "--seed", seed],
         }
         for label, seed in (("first", "1"), ("second", "2"))
     ]
     serve = {
         **container,
         "name": "hub",
-        "command": ["python3", "-m", "dev.hub", "/srv/hub", "--host", "0.0.0.0", "--port", "8000"],
+        "command": ["python3.11", "-m", "dev.hub", "/srv/hub", "--host", "0.0.0.0", "--port", "8000"],
         "ports": [{"name": "api", "containerPort": 8000}, {"name": "cdn", "containerPort": 8001}],
         "readinessProbe": {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
     }

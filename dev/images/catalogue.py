@@ -88,7 +88,7 @@ _IMAGES = (
     Image(
         "demo-hub",
         "demo-hub",
-        parent="serving-cpu-deps",
+        parent="base",
         files=("dev/__init__.py", "dev/hub", "dev/tiny_moe.py"),
     ),
     Image("registry", "registry", binary="registry"),

@@ -17,7 +17,9 @@ import pytest
 from dev.cluster import Cluster
 from dev.kubectl import Kubectl, KubectlFailed
 from sovereign_operator.api import API_VERSION, KIND, RESERVED_ENGINE_ARGS
+from sovereign_operator.crd import CRD_NAME
 from sovereign_operator.crd_rules import RULES
+from tests.controlplane.definitions import serve
 
 pytestmark = pytest.mark.controlplane
 
@@ -226,8 +228,7 @@ CASES = (
 def served(control_plane: Cluster) -> Iterator[Kubectl]:
     """kubectl on an API server that serves our CRD."""
     kubectl = Kubectl(tuple(control_plane.kubectl))
-    kubectl("apply", "--server-side", "-f", str(CRD))
-    kubectl("wait", "--for=condition=Established", "crd/sovereignmodels.sovereign.dev", "--timeout=60s")
+    serve(kubectl, CRD, CRD_NAME)
     yield kubectl
 
 

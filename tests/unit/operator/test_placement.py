@@ -34,7 +34,7 @@ def refused(nodes: list[NodeFacts], facts: ModelFacts | None = None, **spec: Any
 
 # -- which nodes ------------------------------------------------------------------------------------------
 
-ONE = {"serving": {"parallelism": {"tensor": 1}}}
+ONE: dict[str, Any] = {"serving": {"parallelism": {"tensor": 1}}}
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_node_that_does_not_match_is_named_with_its_defect(node: NodeFacts, sp
 
 
 def test_what_was_looked_for_is_said_in_full() -> None:
-    wish = {"accelerator": {"product": "NVIDIA-H200"}, "nodeSelector": {"hall": "a"}}
+    wish: dict[str, Any] = {"accelerator": {"product": "NVIDIA-H200"}, "nodeSelector": {"hall": "a"}}
     message = refused([], placement=wish, **ONE).message
     assert message == (
         "Looked for a ready node with the resource nvidia.com/gpu and nvidia.com/gpu.product=NVIDIA-H200 and "
@@ -76,7 +76,7 @@ def test_a_thousand_nodes_make_a_short_message() -> None:
 
 
 def test_it_is_placed_once_such_a_node_appears() -> None:
-    wish = {"placement": {"accelerator": {"product": "NVIDIA-H200"}}, **ONE}
+    wish: dict[str, Any] = {"placement": {"accelerator": {"product": "NVIDIA-H200"}}, **ONE}
     nodes = [a_node("other", product="NVIDIA-L4")]
     assert refused(nodes, **wish).reason == reasons.NO_MATCHING_NODES
     assert placed([*nodes, a_node("new", product="NVIDIA-H200")], **wish).nodes == ("new",)
@@ -145,7 +145,7 @@ def test_a_replica_is_cut_into_equal_pods(case: Layout) -> None:
     if amount is not None:
         nodes = [a_node(f"gpu-{n}") for n in range(4)]
         parallelism = wanted.model_dump(include={"tensor", "pipeline", "data"})
-        wish = {
+        wish: dict[str, Any] = {
             "placement": {"accelerator": {"perNode": case.per_node}},
             "serving": {"parallelism": parallelism},
         }
@@ -173,7 +173,10 @@ def test_too_few_accelerators_are_counted(nodes: list[NodeFacts], serving: Any, 
 
 
 def test_more_per_node_than_any_node_has_is_too_few() -> None:
-    wish = {"placement": {"accelerator": {"perNode": 8}}, "serving": {"parallelism": {"data": 8}}}
+    wish: dict[str, Any] = {
+        "placement": {"accelerator": {"perNode": 8}},
+        "serving": {"parallelism": {"data": 8}},
+    }
     result = refused([a_node("a", accelerators=4), a_node("b", accelerators=4)], **wish)
     assert result.reason == reasons.INSUFFICIENT_ACCELERATORS
     assert "a has 4, b has 4" in result.message

@@ -66,7 +66,15 @@ def test_marking_leaves_the_original_alone() -> None:
 
 
 def test_what_does_not_survive_a_round_trip_is_found() -> None:
-    tree = {"a": None, "b": "", "c": [], "d": {}, "e": 0, "f": [{"g": None}], "fine": [False, 1, "x"]}
+    tree: dict[str, Any] = {
+        "a": None,
+        "b": "",
+        "c": [],
+        "d": {},
+        "e": 0,
+        "f": [{"g": None}],
+        "fine": [False, 1, "x"],
+    }
     assert defects(tree) == [".a", ".b", ".c", ".d", ".e", ".f[0].g"]
 
 

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Custom resource definitions on a test's API server: applied, and waited for until they are served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dev.kubectl import Kubectl
+
+
+def serve(kubectl: Kubectl, path: Path, name: str, seconds: float = 60) -> None:
+    """Applies a definition and returns once the API server serves it."""
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
+    for definition in kubectl.watch("crd", name, seconds=seconds):
+        # At first the list of conditions is null, not absent.
+        conditions = (definition.get("status") or {}).get("conditions") or ()
+        if any(each["type"] == "Established" and each["status"] == "True" for each in conditions):
+            return
+    raise TimeoutError(f"{name} was not established within {seconds} s")

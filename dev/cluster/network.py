@@ -32,6 +32,10 @@ def claim(cluster: Cluster) -> None:
             f"The embedded node of another cluster ({owner}) holds this machine's {BRIDGE}, and there can be "
             f"one at a time; end that one with `python -m dev cluster down --name {Path(owner).name}`."
         )
+    if _LINK.exists():
+        # A cluster of ours whose folder is gone; what it has left under fixed names is nobody's now.
+        _run("ip", "link", "delete", BRIDGE)
+        _delete_proxy_tables()
     for family, table in PROXY_TABLES:
         if _table_exists(family, table):
             raise ClusterError(
@@ -113,11 +117,15 @@ def tear_down(cluster: Cluster) -> None:
     alias = _LINK / "ifalias"
     if alias.exists() and alias.read_text().strip() in ("", str(cluster.state_dir)):
         _run("ip", "link", "delete", BRIDGE)
-        for family, table in PROXY_TABLES:
-            if _table_exists(family, table):
-                _run("nft", "delete", "table", family, table)
+        _delete_proxy_tables()
     if _table_exists("inet", table_of(cluster)):
         _run("nft", "delete", "table", "inet", table_of(cluster))
+
+
+def _delete_proxy_tables() -> None:
+    for family, table in PROXY_TABLES:
+        if _table_exists(family, table):
+            _run("nft", "delete", "table", family, table)
 
 
 def _table_exists(family: str, table: str) -> bool:

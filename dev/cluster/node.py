@@ -7,6 +7,7 @@ control planes without a node may run beside it in any number.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -40,7 +41,9 @@ TOOLS = {
 }
 # The kubelet sets these and never sets them back; `down` does.
 _TUNABLES = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
+# Where a kubelet writes outside its own folder, whatever it is told.
 _CONTAINER_LOGS = Path("/var/log/containers")
+_DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins")
 
 
 def impossible() -> str | None:
@@ -104,6 +107,10 @@ def stop(cluster: Cluster) -> None:
     for link in _CONTAINER_LOGS.glob("*.log"):
         if link.is_symlink() and cluster.state_dir in link.readlink().parents:
             link.unlink()
+    (_DEVICE_PLUGINS / "kubelet.sock").unlink(missing_ok=True)
+    for path in (_CONTAINER_LOGS, _DEVICE_PLUGINS, _DEVICE_PLUGINS.parent):
+        with contextlib.suppress(OSError):  # not there, or something of somebody else is in it
+            path.rmdir()
     _restore_tunables(cluster)
 
 

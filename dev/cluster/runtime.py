@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -23,8 +24,8 @@ from dev.paths import cache_root
 
 PAUSE_IMAGE, DNS_IMAGE = "sovereign.dev/embedded/pause:1", "sovereign.dev/embedded/coredns:1"
 _CGROUPS = Path("/sys/fs/cgroup")
-_RUNC_STATE = Path("/run/containerd/runc/k8s.io")
-_LIBCNI_RESULTS = Path("/var/lib/cni/results")
+_SHIM_SOCKETS = Path("/run/containerd/s")
+_LIBCNI = (Path("/var/lib/cni/results"), Path("/var/lib/cni"))
 
 
 def folder(cluster: Cluster) -> Path:
@@ -143,6 +144,7 @@ netns_mounts_under_state_dir = true
 [plugins."io.containerd.cri.v1.runtime".cni]
 bin_dirs = ["{base / "cni" / "bin"}"]
 conf_dir = "{base / "cni" / "net.d"}"
+use_internal_loopback = true
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
@@ -150,6 +152,7 @@ runtime_path = "{binary("containerd-shim-runc-v2")}"
 
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 BinaryName = "{shutil.which("runc") or "runc"}"
+Root = "{_running(cluster) / "runc"}"
 SystemdCgroup = false
 
 [plugins."io.containerd.grpc.v1.cri"]
@@ -172,11 +175,15 @@ def remove_containers(cluster: Cluster) -> None:
     _end_all(cluster, ids)
     unmount_below(cluster.state_dir)
     _remove_cgroups(ids)
-    for result in _LIBCNI_RESULTS.glob("sovereign-*"):
+    for result in _LIBCNI[0].glob("sovereign-*"):
         if result.name.split("-")[1] in ids:
             result.unlink(missing_ok=True)
     for name in ids:
-        shutil.rmtree(_RUNC_STATE / name, ignore_errors=True)
+        _shim_socket(cluster, name).unlink(missing_ok=True)
+    # These are containerd's fixed places, not ours alone: they go only where nothing is left in them.
+    for path in (_SHIM_SOCKETS, _SHIM_SOCKETS.parent, *_LIBCNI):
+        with contextlib.suppress(OSError):
+            path.rmdir()
     shutil.rmtree(_running(cluster), ignore_errors=True)
     shutil.rmtree(folder(cluster) / "cni" / "addresses", ignore_errors=True)
 
@@ -201,6 +208,11 @@ def _end_all(cluster: Cluster, ids: set[str]) -> None:
 
     if not awaited(none_left, 30):
         raise ClusterError("Some containers of the cluster do not end, not even by SIGKILL; see `ps`.")
+
+
+def _shim_socket(cluster: Cluster, name: str) -> Path:
+    """Where a shim listens: containerd derives it from its own address, the namespace and the sandbox."""
+    return _SHIM_SOCKETS / hashlib.sha256(f"{socket(cluster)}/k8s.io/{name}".encode()).hexdigest()
 
 
 def _members(cgroup: Path) -> list[int]:

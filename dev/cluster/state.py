@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -122,10 +123,18 @@ def names() -> list[str]:
 
 @contextmanager
 def exclusive(name: str) -> Iterator[None]:
-    """One up or down of a cluster at a time; a second one waits."""
-    folder = state_root() / "clusters"
-    folder.mkdir(parents=True, exist_ok=True)
-    state_dir(name)  # refuses a bad name
-    with (folder / f".{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    """One up or down of a cluster at a time; a second one waits. The lock file goes with the cluster."""
+    folder = state_dir(name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    path = folder.parent / f".{name}.lock"
+    while True:
+        with path.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists() or path.stat().st_ino != os.fstat(lock.fileno()).st_ino:
+                continue  # the one who held it has removed it: others would lock another file
+            try:
+                yield
+            finally:
+                if not folder.exists():
+                    path.unlink(missing_ok=True)
+            return

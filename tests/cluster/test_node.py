@@ -21,6 +21,7 @@ from dev.kubectl import Kubectl, KubectlFailed, Manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
+DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins/kubelet.sock")
 RESTRICTED: Manifest = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -97,7 +98,9 @@ def test_a_service_reaches_its_pod_from_pods_and_from_this_machine(
     kubectl("-n", namespace, "wait", "pod/other", "--for=condition=Ready", "--timeout=60s")
     asked_by_other = ("-n", namespace, "exec", "other", "--", "/witness", "get", "http://web/")
     assert "I am web" in kubectl(*asked_by_other)
-    assert "I am web" in web("get", "http://web/"), "a pod reaches itself through its own service"
+    assert "I am web" in web("get", f"http://web.{namespace}/"), (
+        "a pod reaches itself through its own service"
+    )
     address = kubectl.get("-n", namespace, "service", "web")["spec"]["clusterIP"]
     found = subprocess.run(
         [binary("witness"), "get", f"http://{address}/"], capture_output=True, text=True, check=True
@@ -167,21 +170,23 @@ def test_pods_survive_the_death_of_every_process_of_ours(
 
     def serves_again() -> bool:
         try:
-            return "I am web" in web("get", "http://web/")
+            return "I am web" in web("get", f"http://web.{namespace}/")
         except KubectlFailed:
             return False
 
     assert awaited(serves_again, 120, interval=1.0)
 
 
-def test_down_leaves_the_machine_as_it_was(node_cluster: Cluster, kubectl: Kubectl, namespace: str) -> None:
+def test_down_leaves_the_machine_as_it_was(node_cluster: Cluster) -> None:
     """Last of all cluster tests on purpose: it ends the cluster that they share."""
     traces = Traces(node_cluster)
     assert all(traces.found().values()), "the check below would prove nothing"
-    before = {path: path.read_text() for path in Path("/proc/sys/net/ipv4").glob("ip_forward")}
+    recorded = json.loads((runtime.folder(node_cluster) / "tunables.json").read_text())
+    forwarding = Path("/proc/sys/net/ipv4/ip_forward").read_text()
     down(node_cluster.name)
     assert not any(traces.found().values()), traces.found()
-    assert {path: path.read_text() for path in before} == before
+    assert {name: (Path("/proc/sys") / name).read_text().strip() for name in recorded} == recorded
+    assert Path("/proc/sys/net/ipv4/ip_forward").read_text() == forwarding
 
 
 class Traces:
@@ -191,6 +196,7 @@ class Traces:
         self._cluster = cluster
         self._processes = cluster.processes.all()
         self._ids = runtime._container_ids(cluster)
+        self._sockets = [runtime._shim_socket(cluster, name) for name in self._ids]
 
     def found(self) -> dict[str, list[str]]:
         tables = subprocess.check_output(["nft", "list", "tables"], text=True).splitlines()
@@ -202,5 +208,12 @@ class Traces:
             "cgroups": [str(path) for path in runtime._cgroups(self._ids)],
             "tables": [line for line in tables if line.split()[-1] in ours],
             "links": [path.name for path in Path("/sys/class/net").iterdir() if path.name == network.BRIDGE],
+            "shim sockets": [str(path) for path in self._sockets if path.exists()],
+            "network results": [
+                path.name
+                for path in Path("/var/lib/cni/results").glob("*")
+                if path.name.split("-")[-2] in self._ids
+            ],
+            "device plugins": [str(path) for path in (DEVICE_PLUGINS,) if path.exists()],
             "files": [str(path) for path in (self._cluster.state_dir,) if path.exists()],
         }

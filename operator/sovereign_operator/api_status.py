@@ -108,7 +108,8 @@ class SovereignModelStatus(ApiModel):
     serving_artifact: Text = Field(
         default="",
         description=(
-            "Digest that is served now; differs from artifact.digest while a new revision is being prepared."
+            "Digest that is served now, or was last; differs from artifact.digest while a new revision is "
+            "being prepared."
         ),
     )
     mirror: MirrorStatus | None = Field(default=None, description="Progress of a running mirror.")

@@ -46,7 +46,8 @@ def status_of(world: World, model: SovereignModel, plan: Plan, outcome: Outcome)
             files=artifact.files,
             revision=artifact.revision,
         ),
-        serving_artifact=plan.serving_artifact.partition("@")[2],
+        # While nothing answers, the last one stays: an upgrade that recreates is one step for people.
+        serving_artifact=plan.serving_artifact.partition("@")[2] or before.serving_artifact,
         mirror=plan.mirror,
         placement=_placement(plan.placement) if plan.placement else before.placement,
         egress=EgressStatus(policy_hash=plan.policy_hash),

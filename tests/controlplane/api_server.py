@@ -7,7 +7,7 @@ import base64
 import json
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,12 @@ class ApiServer:
             base_url=self.server,
             verify=ssl.create_default_context(cadata=authority),
             headers={"Authorization": f"Bearer {config['users'][0]['user']['token']}"},
-            timeout=20.0,
+            timeout=120.0,  # a loaded machine takes its time with a definition of a megabyte
             trust_env=False,
         )
+
+    def close(self) -> None:
+        self._client.close()
 
     def path(self, kind: str, namespace: str | None, name: str | None = None) -> str:
         group, _, plural = PLURALS[kind].partition(":")
@@ -93,6 +96,14 @@ class ApiServer:
     ) -> Manifest:
         path = self.path(kind, namespace, name) + (f"/{sub}" if sub else "") + f"?fieldManager={manager}"
         return self.call("PATCH", path, patch, **{"Content-Type": "application/merge-patch+json"})
+
+    def changes(self, kind: str, namespace: str) -> Iterator[Manifest]:
+        """The objects of a namespace, each time that one of them changes, from now on."""
+        version = self.call("GET", self.path(kind, namespace))["metadata"]["resourceVersion"]
+        path = f"{self.path(kind, namespace)}?watch=true&resourceVersion={version}"
+        with self._client.stream("GET", path, timeout=60) as answer:
+            for line in answer.iter_lines():
+                yield json.loads(line)["object"]
 
     def delete(self, kind: str, namespace: str | None, name: str, propagation: str = "Background") -> None:
         options = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}

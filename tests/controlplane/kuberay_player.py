@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plays KubeRay and the kubelet where there are neither: the test calls it, and it does what they would do next.
+"""Plays KubeRay and the kubelet where there are neither: the test calls it, and it does what they would do.
 
-It follows KubeRay 1.7 in what the operator can see: a RayCluster copies labels and annotations of the RayService at
-its creation, upgrade type None never touches an existing cluster, suspend removes clusters and pods.
+It follows KubeRay 1.7 in what the operator can see: a RayCluster copies labels and annotations of the
+RayService at its creation, upgrade type None never touches an existing cluster, suspend removes clusters
+and pods.
 """
 
 from __future__ import annotations

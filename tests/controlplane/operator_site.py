@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A site for the operator's tests: our CRD, the chart's service account and roles, a registry, and the process.
+"""A site for the operator's tests: our CRD, the chart's account and roles, a registry, and the process.
 
-The operator runs as the chart's ServiceAccount with the chart's rights, in a process of its own, against the real
-API server. There is no kubelet and no KubeRay: the tests play both.
+The operator runs as the chart's ServiceAccount with the chart's rights, in a process of its own, against
+the real API server. There is no kubelet and no KubeRay: the tests play both.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 import uuid
@@ -58,6 +59,8 @@ def apply_crds(api: ApiServer, paths: list[Path]) -> None:
 
 def apply_crd(api: ApiServer, document: Manifest) -> None:
     name = document["metadata"]["name"]
+    if condition(api.get("CustomResourceDefinition", None, name), "Established").get("status") == "True":
+        return  # another test of this session installed it
     query = "?fieldManager=test&force=true"
     path = api.path("CustomResourceDefinition", None, name)
     api.call("PATCH", path + query, document, **{"Content-Type": "application/apply-patch+yaml"})
@@ -66,10 +69,11 @@ def apply_crd(api: ApiServer, document: Manifest) -> None:
             condition(api.get("CustomResourceDefinition", None, name), "Established").get("status") == "True"
         ),
         f"{name} is established",
+        120,
     )
     group, version = document["spec"]["group"], document["spec"]["versions"][0]["name"]
     plural = document["spec"]["names"]["plural"]
-    eventually(lambda: api.serves(f"/apis/{group}/{version}/{plural}"), f"{plural} are served")
+    eventually(lambda: api.serves(f"/apis/{group}/{version}/{plural}"), f"{plural} are served", 120)
 
 
 class Site:
@@ -115,6 +119,20 @@ class Site:
             metadata.setdefault("namespace", self.system)
         self.api.create(document)
 
+    @classmethod
+    @contextmanager
+    def opened(cls, cluster: Cluster, folder: Path, kuberay: bool = True) -> Iterator[Site]:
+        """A site with our CRD and the chart's rights, cleared away afterwards."""
+        with RegistryDouble() as registry:
+            site = cls(cluster, folder, registry)
+            try:
+                install_crds(site.api, kuberay)
+                site.install()
+                yield site
+            finally:
+                site.clean()
+                site.api.close()
+
     @contextmanager
     def operator(self, wait: bool = True) -> Iterator[Operator]:
         process = Operator(self)
@@ -156,8 +174,8 @@ class Site:
         }
 
     def add_node(self, name: str = "") -> str:
-        """A node with eight accelerators, tainted so that no other pod is bound to it: nobody would run it."""
-        node = f"node-{uuid.uuid4().hex[:6]}" if not name else name
+        """A node with eight accelerators, tainted so that no other pod is bound to it: none would run."""
+        node = name or f"node-{uuid.uuid4().hex[:6]}"
         self.api.create(
             {
                 "apiVersion": "v1",
@@ -172,8 +190,75 @@ class Site:
         self.api.patch("Node", None, node, {"status": status}, "status")
         return node
 
+    @property
+    def user(self) -> str:
+        return f"system:serviceaccount:{self.system}:sovereign-operator"
+
+    def until(self, kind: str, reason: str, name: str = "tiny", seconds: float = 30) -> Manifest:
+        """The model, once this condition has this reason."""
+        found: Manifest = {}
+
+        def look() -> bool:
+            nonlocal found
+            found = self.model(name)
+            return condition(found, kind).get("reason") == reason
+
+        try:
+            eventually(look, f"{kind} has reason {reason}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; instead: {condition(found, kind)}") from None
+        return found
+
+    def serve(self, name: str = "tiny", **spec: Any) -> Manifest:
+        """A model on its whole way to Ready, with the mirror, KubeRay and the kubelet played."""
+        self.registry.publish("models/org/tiny", REVISION)
+        self.create_model(name, **spec)
+        eventually(lambda: self.player(name).service(), "the RayService is there")
+        self.player(name).start()
+        return self.until("Ready", "AllChecksPassed", name)
+
+    def mirror(self, revision: str) -> None:
+        """What a mirror does when it is done: the artifact is in the registry, and the Job's pod says so."""
+        job = eventually(self.mirror_jobs, "there is a mirror Job")[0]["metadata"]["name"]
+        eventually(lambda: self.job_pods(job), "the Job has a pod")
+        self.registry.publish("models/org/tiny", revision)
+        self.end_job_pod(job, {"reason": "Mirrored", "message": "done"}, exit_code=0)
+
     def mirror_jobs(self) -> list[Manifest]:
         return self.api.list("Job", self.system, "sovereign.dev/component=mirror")
+
+    def job_pods(self, job: str) -> list[Manifest]:
+        return self.api.list("Pod", self.system, f"batch.kubernetes.io/job-name={job}")
+
+    def end_job_pod(self, job: str, result: Manifest | str, exit_code: int) -> None:
+        """Plays the kubelet at the end of a mirror: the container left this termination message."""
+        text = result if isinstance(result, str) else json.dumps(result)
+        ended = {"exitCode": exit_code, "reason": "Error" if exit_code else "Completed", "message": text}
+        pods = [pod for pod in self.job_pods(job) if pod["status"]["phase"] == "Pending"]
+        for pod in pods:
+            container = pod["spec"]["containers"][0]
+            status = {
+                "phase": "Failed" if exit_code else "Succeeded",
+                "containerStatuses": [
+                    {
+                        "name": container["name"],
+                        "image": container["image"],
+                        "imageID": "",
+                        "ready": False,
+                        "restartCount": 0,
+                        "state": {"terminated": ended},
+                    }
+                ],
+            }
+            self.api.patch("Pod", self.system, pod["metadata"]["name"], {"status": status}, "status")
+
+    def policy_uid(self, name: str) -> str:
+        return str(self.api.get("NetworkPolicy", self.models, name).get("metadata", {}).get("uid", ""))
+
+    @staticmethod
+    def let_pass(seconds: float) -> None:
+        """Time in which something could happen that must not: there is no condition to wait for."""
+        time.sleep(seconds)
 
     def policies(self) -> list[Manifest]:
         return self.api.list("NetworkPolicy", self.models, "sovereign.dev/owner")
@@ -186,6 +271,8 @@ class Site:
             for each in self.api.list(kind, None):
                 if each["metadata"]["name"].endswith(self.system):
                     self.api.delete(kind, None, each["metadata"]["name"])
+        for node in self.api.list("Node", None, f"{PRODUCT_LABEL}={self.product}"):
+            self.api.delete("Node", None, node["metadata"]["name"])
 
 
 class Operator:

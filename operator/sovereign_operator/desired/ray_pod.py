@@ -80,6 +80,14 @@ def worker_template(
     ray = _ray_container(model, "ray-worker")
     ray["ports"] = _ports(metrics=METRICS_PORT, serve=HTTP_PORT)
     ray["resources"] = _worker_resources(model, artifact, placement)
+    # In place of KubeRay's: that one gives up after two seconds, once, and a busy node would flap out of the
+    # Service. Ray's proxy answers here as soon as a replica lives in this pod.
+    ray["readinessProbe"] = {
+        "httpGet": {"path": "/-/healthz", "port": HTTP_PORT},
+        "periodSeconds": 5,
+        "timeoutSeconds": 10,
+        "failureThreshold": 3,
+    }
     template = _template(
         model,
         config,

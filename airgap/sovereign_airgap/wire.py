@@ -99,6 +99,8 @@ class _Line:
     connection: http.client.HTTPConnection
     origin: Origin
     mark: Mark
+    # Holds the socket open until it is closed itself.
+    response: http.client.HTTPResponse | None = None
 
 
 @dataclass(slots=True)
@@ -114,8 +116,8 @@ class Wire:
     def get(self, url: str, headers: Mapping[str, str]) -> Download:
         """Sends a GET and returns once the status line and headers are here; follows nothing."""
         with self._request("GET", url, headers) as line:
-            response = line.connection.getresponse()
-            return Download(self, line, response, url)
+            line.response = line.connection.getresponse()
+            return Download(self, line, line.response, url)
 
     def follow(self, url: str, headers: Mapping[str, str], authorization: str | None) -> Hops:
         """As `get`, following redirects by hand: credentials go to the first origin only, TLS is not left."""
@@ -200,6 +202,9 @@ class Wire:
         """Turns whatever goes wrong on a line into LineBroken (or Interrupted) and closes the line."""
         try:
             yield
+            if line.mark.stalled:
+                # A socket that was shut down reads as the end of the headers: that is no answer.
+                raise TimeoutError("stalled")
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             # ValueError and AttributeError: http.client on a connection that was closed under it.
             stalled = line.mark.stalled or isinstance(error, TimeoutError)
@@ -213,6 +218,9 @@ class Wire:
 
     def drop(self, line: _Line) -> None:
         self.pace.release(line.mark)
+        if line.response is not None:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                line.response.close()
         line.connection.close()
         # After one broken connection the idle ones of the same server are not believed either.
         with self._lock:
@@ -265,8 +273,6 @@ class Download:
                 count = len(piece)
                 view[:count] = piece
             line.mark.moved(count)
-            if line.mark.stalled:
-                raise TimeoutError("stalled")
         return count
 
     def read(self, limit: int) -> bytes:
@@ -354,7 +360,7 @@ class Upload:
             line.mark.expect(limit, 1)
             line.connection.sock.settimeout(limit + 1)
             with line.mark:
-                response = line.connection.getresponse()
+                line.response = response = line.connection.getresponse()
                 body = response.read(_ANSWER_BYTES)
             whole = response.isclosed() or response.length == 0
             response.close()

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from dev.hub import HubServer
 from sovereign_airgap.access import Access
@@ -16,6 +17,12 @@ from sovereign_airgap.pull import PullOptions
 from sovereign_airgap.reference import HubReference, OciReference
 from tests.unit.airgap.models import REPO, a_repository
 from tests.unit.airgap.registry_double import RegistryDouble
+
+# A slow machine is no defect, and what was found once belongs into a test of its own.
+settings.register_profile(
+    "steady", deadline=None, database=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("steady")
 
 QUICK = Patience(attempts=4, first_pause=0.01, longest_pause=0.05, stall=2.0, connect=2.0)
 

@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import shutil
+import signal
 import statistics
 import sys
 import tempfile
@@ -30,6 +31,7 @@ RSS_LIMIT = 150 * MIB
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through every `finally`: nothing stays behind
     contestants: list[Contestant] = []
     for contestant in everybody():
         if options.only and contestant.name not in options.only:

@@ -12,6 +12,7 @@ import contextlib
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ SYSTEM = "sovereign-system"
 ACCELERATOR = "example.com/accelerator"
 RESYNC_SECONDS = 20
 QUIET_SECONDS = 8.0
+NO_PROGRESS_SECONDS = 60.0
 IN_FLIGHT = 10
 
 Json = dict[str, object]
@@ -57,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--log", type=Path, metavar="FILE", help="keep the operator's log there")
     options = parser.parse_args(arguments)
     console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through every `finally`: nothing stays behind
     with tempfile.TemporaryDirectory(prefix="bench-reconcile-") as folder:
         work = Path(folder)
         with LocalRegistry(work / "registry") as registry, a_cluster(console) as cluster:
@@ -145,9 +148,7 @@ def race(
     with operator(cluster, registry, work, options.log) as port:
         await_health(port)
         begun = time.monotonic()
-        while (left := count - handled(cluster)) > 0:
-            console.print(f"  {left} left after {time.monotonic() - begun:.0f} s")
-            time.sleep(1)
+        await_all_handled(cluster, count, begun, console)
         seconds = time.monotonic() - begun
         await_quiet(cluster)
         after = api_requests.snapshot(cluster.kubectl)
@@ -210,7 +211,7 @@ def prepare(cluster: Cluster) -> None:
 def beat(cluster: Cluster) -> None:
     """What a kubelet would say, so that the node counts as ready."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    room = {"cpu": "100k", "memory": "1Pi", "pods": "100k", ACCELERATOR: "100k"}
+    room = {"cpu": "100k", "memory": "1Pi", "pods": "100k", ACCELERATOR: "8"}
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": now}
     status = {"status": {"capacity": room, "allocatable": room, "conditions": [ready]}}
     kubectl(cluster, "patch", "node", "bench", "--subresource=status", "-p", json.dumps(status))
@@ -286,6 +287,7 @@ def operator(cluster: Cluster, registry: LocalRegistry, work: Path, log: Path | 
             {
                 "systemNamespace": SYSTEM,
                 "registry": {"host": registry.host, "writer": registry.host, "plainHttp": True},
+                "registryPods": {"namespace": SYSTEM},
                 "images": {"airgap": image},
                 "resyncSeconds": RESYNC_SECONDS,
             }
@@ -319,6 +321,19 @@ def await_health(port: int) -> None:
                 return
         time.sleep(0.05)
     raise TimeoutError("the operator's health endpoint does not answer")
+
+
+def await_all_handled(cluster: Cluster, count: int, begun: float, console: Console) -> None:
+    most, since = -1, time.monotonic()
+    while (now := handled(cluster)) < count:
+        if now > most:
+            most, since = now, time.monotonic()
+        if time.monotonic() - since > NO_PROGRESS_SECONDS:
+            said = 'jsonpath={.items[0].status.conditions[?(@.type=="Ready")].message}'
+            why = kubectl(cluster, "get", "sovereignmodels", "-n", NAMESPACE, "-o", said)
+            raise RuntimeError(f"{count - now} models are not handled and nothing moves: {why}")
+        console.print(f"  {count - now} left after {time.monotonic() - begun:.0f} s")
+        time.sleep(1)
 
 
 def handled(cluster: Cluster) -> int:

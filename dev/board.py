@@ -82,11 +82,11 @@ class Board:
             self.console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
-        table = Table.grid(padding=(0, 1))
+        table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(width=1)
-        table.add_column(min_width=10)
-        table.add_column(justify="right", width=7)
-        table.add_column(overflow="ellipsis", no_wrap=True)
+        table.add_column(width=10, no_wrap=True)
+        table.add_column(width=9, no_wrap=True, justify="right")
+        table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         for stage in self.stages.values():
             mark: RenderableType = stage.spinner if stage.state == "running" else MARKS[stage.state]
             took = "" if stage.state == "waiting" else f"{stage.elapsed():.1f} s"

@@ -161,9 +161,9 @@ def go() -> Path:
         return Path(found)
     lock = LOCKS / "go.txt"
     toolchain = cache_root() / f"go-{hashlib.sha256(lock.read_bytes()).hexdigest()[:16]}"
-    if not (toolchain / "bin" / "go").exists():
+    if not (toolchain / "go" / "bin" / "go").exists():
         _install_go(lock, toolchain)
-    return toolchain / "bin" / "go"
+    return toolchain / "go" / "bin" / "go"
 
 
 def _version(command: str) -> tuple[int, ...]:
@@ -194,7 +194,7 @@ def _install_go(lock: Path, toolchain: Path) -> None:
             "pip",
             "install",
             "--require-hashes",
-            "--prefix",
+            "--target",
             str(partial),
             "-r",
             str(lock),

@@ -230,8 +230,8 @@ def example(name: str, images: dict[str, str], revision: str) -> Manifest:
     return manifest
 
 
-def install(target: Target, report: Report) -> Stack:
-    """Bring the whole product onto a cluster."""
+def install(target: Target, report: Report, values: Manifest | None = None) -> Stack:
+    """Bring the whole product onto a cluster; `values` of the operator's chart on top of the demo's."""
     from dev.images import build_and_push
 
     images = build_and_push(list(IMAGES), target.registry, report)
@@ -244,6 +244,6 @@ def install(target: Target, report: Report) -> Stack:
     report("hub double with two revisions of a tiny random MoE")
     revisions = install_hub(target.kubectl, images["demo-hub"])
     report("charts")
-    install_charts(target, images)
+    install_charts(target, images, values)
     report("operator and registry run")
     return Stack(target.kubectl, target, images, revisions)

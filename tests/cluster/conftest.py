@@ -10,9 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from dev import stack
 from dev.cluster import Cluster, down, up
 from dev.cluster.node import impossible
 from dev.kubectl import Kubectl
+from tests.cluster.audit import AuditLog
 
 
 @pytest.fixture(scope="session")
@@ -45,3 +47,15 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
     kubectl("create", "namespace", name)
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def installed(node_cluster: Cluster) -> stack.Stack:
+    """The whole product on the node, as `make demo` installs it, only that it resyncs every 20 s."""
+    target = stack.embedded_target(node_cluster)
+    return stack.install(target, lambda line: sys.stderr.write(f"{line}\n"), {"resyncSeconds": 20})
+
+
+@pytest.fixture
+def audit(node_cluster: Cluster) -> AuditLog:
+    return AuditLog(node_cluster.audit_log)

@@ -72,9 +72,7 @@ def fields_are_contested(it: Situation) -> Violation | None:
 def model_is_suspended(it: Situation) -> Violation | None:
     if not it.model.spec.suspend:
         return None
-    return Violation(
-        reasons.SUSPENDED, it.plan.serving.message, ends=it.plan.serving.reason == reasons.SUSPENDED
-    )
+    return Violation(reasons.SUSPENDED, it.plan.serving.message, ends=it.plan.stopped)
 
 
 def spec_is_defective(it: Situation) -> Violation | None:

@@ -42,6 +42,7 @@ class Plan:
     seal_required: bool = False  # the configuration wants a proof that there is not
     ready_replicas: int = 0
     serving_artifact: str = ""
+    stopped: bool = False  # suspended, and the last pod is gone
     upgrade_starts: bool = False
     again: float | None = None
     unsettled: bool = False
@@ -84,6 +85,7 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
         seal_required=unproven,
         ready_replicas=0 if model.spec.suspend else view.ready_replicas,
         serving_artifact=view.artifact,
+        stopped=model.spec.suspend and not (world.pods or world.ray_clusters or step.actions),
         upgrade_starts=step.upgrade_starts,
         again=_soonest(mirroring.again, RECHECK_SECONDS if kuberay else None),
         unsettled=mirroring.unsettled,

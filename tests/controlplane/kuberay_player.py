@@ -116,8 +116,7 @@ class KubeRayPlayer:
 
     def stop(self) -> None:
         """What suspend (or the deletion of the RayService) does: clusters and pods go."""
-        for cluster in self.clusters():
-            self.api.delete("RayCluster", self.namespace, cluster["metadata"]["name"])
+        self.delete_clusters()
         self.stop_pods()
         if self.service():
             self.report(
@@ -128,6 +127,10 @@ class KubeRayPlayer:
                     "observedGeneration": self.service()["metadata"]["generation"],
                 }
             )
+
+    def delete_clusters(self) -> None:
+        for cluster in self.clusters():
+            self.api.delete("RayCluster", self.namespace, cluster["metadata"]["name"])
 
     def stop_pods(self) -> None:
         for pod in self.pods():

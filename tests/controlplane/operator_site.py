@@ -12,12 +12,14 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +253,62 @@ class Site:
                 ],
             }
             self.api.patch("Pod", self.system, pod["metadata"]["name"], {"status": status}, "status")
+
+    def hold(self, kind: str, name: str) -> None:
+        """Keeps an object from going, as something does that needs time to end."""
+        self.api.patch(kind, self.models, name, {"metadata": {"finalizers": ["test.example/held"]}})
+
+    def let_go(self, kind: str, name: str) -> None:
+        self.api.patch(kind, self.models, name, {"metadata": {"finalizers": None}})
+
+    @contextmanager
+    def mirror_pod_answers(self, progress: Manifest) -> Iterator[str]:
+        """Plays the progress endpoint of a mirror pod, on an address of loopback that nobody else has."""
+        body = json.dumps(progress).encode()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200 if self.path == "/progress" else 404)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        address = f"127.77.{os.getpid() % 250}.{uuid.uuid4().int % 250 + 1}"
+        server = ThreadingHTTPServer((address, 8090), Handler)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield address
+        finally:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    @contextmanager
+    def without_schema(self) -> Iterator[None]:
+        """The API server takes anything as a SovereignModel, as after a downgrade of the definition."""
+        path = self.api.path("CustomResourceDefinition", None, "sovereignmodels.sovereign.dev")
+        patch_type = {"Content-Type": "application/json-patch+json"}
+        where = "/spec/versions/0/schema/openAPIV3Schema/properties/spec"
+        schema = self.api.call("GET", path)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+        kept = schema["properties"]["spec"]
+        anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+        rules = schema.get("x-kubernetes-validations")
+        loose = [{"op": "replace", "path": where, "value": anything}]
+        if rules:
+            at = "/spec/versions/0/schema/openAPIV3Schema/x-kubernetes-validations"
+            loose.append({"op": "remove", "path": at})
+        self.api.call("PATCH", path, loose, **patch_type)
+        try:
+            yield
+        finally:
+            tight = [{"op": "replace", "path": where, "value": kept}]
+            if rules:
+                tight.append({"op": "add", "path": at, "value": rules})
+            self.api.call("PATCH", path, tight, **patch_type)
 
     def policy_uid(self, name: str) -> str:
         return str(self.api.get("NetworkPolicy", self.models, name).get("metadata", {}).get("uid", ""))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs that the embedded cluster runs, built from the Go modules in dev/go/ into the cache.
 
-A build is named by what went into it (module files, flags, toolchain), so a second call only looks, and two
+A build is named by what went into it (module files, flags, machine), so a second call only looks, and two
 checkouts with the same modules share one build. `KUBEBUILDER_ASSETS` overrides single Kubernetes binaries.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything the demo and the cluster journeys need on a cluster: images, KubeRay, the hub double, the charts.
+"""What the demo and the cluster journeys need on a cluster: images, KubeRay, the hub double, the charts.
 
 Each step is idempotent, so a second call on the same cluster only looks.
 """
@@ -209,9 +209,9 @@ def demo_values(images: dict[str, str]) -> Manifest:
 
 
 def _helm(target: Target, chart: str, values: Manifest) -> None:
+    release = ("upgrade", "--install", chart, str(ROOT / "charts" / chart), "--namespace", SYSTEM)
     done = subprocess.run(
-        [*target.helm, "upgrade", "--install", chart, str(ROOT / "charts" / chart)]
-        + ["--namespace", SYSTEM, "--values", "-"],
+        [*target.helm, *release, "--values", "-"],
         input=json.dumps(values),
         capture_output=True,
         text=True,

@@ -7,6 +7,7 @@ because the machines that test this repository have no Docker.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from dev.binaries import binary
 from dev.cluster import state
 from dev.cluster.errors import ClusterError
+from dev.cluster.node import ACCELERATORS, LABELS
 from dev.kubectl import Kubectl
 
 if TYPE_CHECKING:
@@ -59,13 +61,24 @@ def target(name: str, report: Report) -> Target:
 
     kubeconfig = _kubeconfig(name)
     up(name, report)
+    kubectl = Kubectl((str(binary("kubectl")), "--kubeconfig", str(kubeconfig)))
+    _advertise(kubectl)
     return Target(
-        kubectl=Kubectl((str(binary("kubectl")), "--kubeconfig", str(kubeconfig))),
+        kubectl=kubectl,
         helm=(str(binary("helm")), "--kubeconfig", str(kubeconfig)),
         registry=f"127.0.0.1:{REGISTRY_PORT}",
         kubeconfig_hint=f"export KUBECONFIG={kubeconfig}",
         cluster=None,
     )
+
+
+def _advertise(kubectl: Kubectl) -> None:
+    """The nodes say that they have what the demo's manifest asks for, as the embedded node does."""
+    capacity = json.dumps({"status": {"capacity": ACCELERATORS}})
+    for node in kubectl.items("nodes"):
+        name = node["metadata"]["name"]
+        kubectl("label", "--overwrite", "node", name, *(f"{key}={value}" for key, value in LABELS.items()))
+        kubectl("patch", "node", name, "--subresource=status", "--type=merge", "-p", capacity)
 
 
 def _kubeconfig(name: str) -> Path:

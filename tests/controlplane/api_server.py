@@ -118,7 +118,7 @@ class ApiServer:
         return self._client.get("/metrics").text
 
 
-def eventually(look: Callable[[], Any], what: str, seconds: float = 30.0) -> Any:
+def eventually(look: Callable[[], Any], what: str, seconds: float = 90.0) -> Any:
     """The first truthy answer; fails with `what` when none comes in time."""
     end = time.monotonic() + seconds
     while True:

@@ -196,7 +196,7 @@ class Site:
     def user(self) -> str:
         return f"system:serviceaccount:{self.system}:sovereign-operator"
 
-    def until(self, kind: str, reason: str, name: str = "tiny", seconds: float = 30) -> Manifest:
+    def until(self, kind: str, reason: str, name: str = "tiny", seconds: float = 90) -> Manifest:
         """The model, once this condition has this reason."""
         found: Manifest = {}
 

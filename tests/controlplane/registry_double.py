@@ -42,6 +42,7 @@ class RegistryDouble:
 
     def __init__(self) -> None:
         self.content: dict[str, tuple[str, bytes]] = {}
+        self.claims: dict[str, str] = {}
         self.requests: list[str] = []
         self.down = False
         double = self
@@ -63,7 +64,7 @@ class RegistryDouble:
                     status, body = 503, b"down"
                 self.send_response(status)
                 self.send_header("Content-Type", kind)
-                self.send_header("Docker-Content-Digest", str(Digest.of(body)))
+                self.send_header("Docker-Content-Digest", double.claims.get(self.path, str(Digest.of(body))))
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 if with_body:
@@ -91,9 +92,22 @@ class RegistryDouble:
     def host(self) -> str:
         return f"127.0.0.1:{self._server.server_address[1]}"
 
-    def publish(self, repository: str, revision: str, config: dict[str, object] | None = None) -> str:
-        """A small model at this commit, with its facts; answers its digest."""
-        text = json.dumps(config or TINY).encode()
+    def put(self, repository: str, tag: str, manifest: bytes) -> str:
+        """Any manifest under a tag and its digest."""
+        digest = str(Digest.of(manifest))
+        for name in (tag, digest):
+            self.content[f"/v2/{repository}/manifests/{name}"] = (MANIFEST_TYPE, manifest)
+        return digest
+
+    def lie(self, path: str, digest: str) -> None:
+        """From now on other bytes come back under this digest, as from a bad disk."""
+        kind, body = self.content[path]
+        self.content[path] = (kind, body + b" ")
+        self.claims[path] = digest
+
+    def publish(self, repository: str, revision: str, facts_of: dict[str, object] | None = None) -> str:
+        """A small model at this commit, with its facts (or those of another config); answers its digest."""
+        text = json.dumps(TINY).encode()
         weights = Layer("model.safetensors", Digest.of(revision.encode()), 5_000_000, WEIGHT_TYPE)
         settings = Layer("config.json", Digest.of(text), len(text), WEIGHT_CONFIG_TYPE)
         manifest = ModelManifest(
@@ -106,7 +120,7 @@ class RegistryDouble:
         base = f"/v2/{repository}"
         self.content[f"{base}/blobs/{settings.digest}"] = ("application/octet-stream", text)
         self.content[f"{base}/manifests/{digest}"] = (MANIFEST_TYPE, manifest)
-        self._facts(base, digest, text)
+        self._facts(base, digest, json.dumps(facts_of or TINY).encode())
         self.content[f"{base}/manifests/{revision}"] = (MANIFEST_TYPE, manifest)
         return str(digest)
 

@@ -17,7 +17,7 @@ from tests.cluster.audit import AuditLog
 from tests.controlplane.api_server import eventually
 from tests.controlplane.operator_site import REVISION, Site
 
-pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.controlplane.operator_site import (
     Site,
 )
 
-pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from dev.cluster import Cluster, down, up
 from tests.controlplane.api_server import condition, eventually, reason
 from tests.controlplane.operator_site import REVISION, ROOT, Site, apply_crd, install_kuberay
 
-pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.cluster.audit import AuditLog
 from tests.controlplane.api_server import condition, eventually, reason
 from tests.controlplane.operator_site import NEXT_REVISION, REVISION, Site
 
-pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
 
 FORBIDDEN = {
     "reason": "SourceForbidden",

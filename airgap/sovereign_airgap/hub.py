@@ -112,6 +112,18 @@ class Hub:
 
     def list(self, source: HubReference) -> Listing:
         """Lists a commit; the id in the answer is the canonical one (repositories get renamed)."""
+        failures = 0
+        while True:
+            try:
+                return self._list_once(source)
+            except (SourceUnavailable, Stalled) as error:
+                # The library tries the pages of a tree again, but not the first question.
+                failures += 1
+                if failures >= self.pace.patience.attempts:
+                    raise
+                self.pace.sleep(self.pace.patience.pause(failures, _wish_of(error)))
+
+    def _list_once(self, source: HubReference) -> Listing:
         # huggingface_hub keeps one client for the whole process: set, use and drop it under a lock.
         with _LISTING:
             huggingface_hub.set_client_factory(self._client)
@@ -335,6 +347,12 @@ def _start_of(download: Download, file: HubFile, offset: int) -> int:
             f"{download.length}."
         )
     return offset
+
+
+def _wish_of(error: SovereignError) -> float | None:
+    """The pause that the hub asked for in the answer behind an error."""
+    response: object = getattr(error.__cause__, "response", None)
+    return retry_after_of(response.headers.get("Retry-After")) if isinstance(response, _Response) else None
 
 
 def _file(entry: RepoFile) -> HubFile:

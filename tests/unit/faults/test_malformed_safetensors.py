@@ -4,6 +4,7 @@
 import contextlib
 import json
 import struct
+import threading
 
 import pytest
 import safetensors
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sovereign_airgap.errors import MalformedSafetensors
-from sovereign_airgap.safetensors_header import PREFIX_BYTES, HeaderCollector, Tensor, tensors_of
+from sovereign_airgap.safetensors_header import HeaderCollector, Tensor
 
 DATA = 16
 GOOD: dict[str, dict[str, object]] = {
@@ -27,11 +28,12 @@ def a_file(header: bytes, data: int = DATA, length: int | None = None) -> bytes:
 
 def read(file: bytes, piece: int = 7) -> list[Tensor]:
     """As the mirror reads it: in pieces, while the file streams past."""
-    collector = HeaderCollector("model.safetensors", len(file))
+    collector = HeaderCollector("model.safetensors", len(file), threading.Lock())
     for start in range(0, len(file), piece):
         collector.feed(start, memoryview(file)[start : start + piece])
-    header = collector.take()
-    return list(tensors_of(header, len(file) - PREFIX_BYTES - len(header), "model.safetensors"))
+    tensors: list[Tensor] = []
+    collector.read(tensors.extend)
+    return tensors
 
 
 def with_b(**changes: object) -> bytes:

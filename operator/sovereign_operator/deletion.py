@@ -13,10 +13,9 @@ from dataclasses import dataclass
 
 from sovereign_operator import reasons
 from sovereign_operator.api import FINALIZER
-from sovereign_operator.events import Happening
 from sovereign_operator.sealing import removal
 from sovereign_operator.values import Manifest
-from sovereign_operator.world import Action, Delete, Release, World, is_dying, moment, name_of
+from sovereign_operator.world import Action, Delete, Happening, Release, World, is_dying, moment, name_of
 
 # Children's events wake us; this is only for what we do not watch.
 LOOK_AGAIN_SECONDS = 10.0

@@ -9,27 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Literal
+from typing import Final
 
 from sovereign_operator.api import API_VERSION, KIND
 from sovereign_operator.cluster import Cluster, ClusterError, Conflict
 from sovereign_operator.values import Manifest
+from sovereign_operator.world import Happening
 
 logger = logging.getLogger(__name__)
 
 COMPONENT: Final = "sovereign-operator"
-
-
-@dataclass(frozen=True, slots=True)
-class Happening:
-    """Something worth telling. `about` makes two happenings of the same words different ones."""
-
-    reason: str
-    message: str
-    kind: Literal["Normal", "Warning"] = "Normal"
-    about: str = ""
 
 
 def event(model: Manifest, happening: Happening, now: datetime) -> Manifest:

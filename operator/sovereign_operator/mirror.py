@@ -25,8 +25,7 @@ from sovereign_operator.api import (
     MirrorStatus,
     SovereignModel,
 )
-from sovereign_operator.registry import NotThere, Unreadable
-from sovereign_operator.values import Artifact, Manifest, MirrorProgress
+from sovereign_operator.values import Artifact, Manifest, MirrorProgress, NotThere, Unreadable
 from sovereign_operator.workqueue import backoff
 from sovereign_operator.world import (
     Action,

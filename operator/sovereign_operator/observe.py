@@ -18,8 +18,8 @@ from sovereign_operator.config import OperatorConfig
 from sovereign_operator.indices import Indices, Key
 from sovereign_operator.kuberay import KubeRayWatch
 from sovereign_operator.progress import ProgressReader
-from sovereign_operator.registry import NOT_THERE, Found, RegistryReader
-from sovereign_operator.values import Manifest
+from sovereign_operator.registry import RegistryReader
+from sovereign_operator.values import NOT_THERE, Found, Manifest
 from sovereign_operator.wanted import Unrenderable, Wanted, wanted
 from sovereign_operator.world import World, is_dying, name_of
 

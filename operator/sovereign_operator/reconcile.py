@@ -10,13 +10,12 @@ from sovereign_operator import deletion, events, status
 from sovereign_operator.api import SovereignModelStatus
 from sovereign_operator.carry_out import WINDOW_SECONDS, Done, Executor
 from sovereign_operator.config import OperatorConfig
-from sovereign_operator.events import Happening
 from sovereign_operator.indices import Key
 from sovereign_operator.observe import Senses, observe
 from sovereign_operator.plan import Plan, plan
 from sovereign_operator.wanted import Wanted
 from sovereign_operator.workqueue import TryLater
-from sovereign_operator.world import Action, World
+from sovereign_operator.world import Action, Happening, World
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import aiohttp
@@ -29,30 +29,13 @@ from sovereign_airgap.manifest import (
 )
 from sovereign_operator import reasons
 from sovereign_operator.config import RegistryConfig
-from sovereign_operator.values import Artifact
+from sovereign_operator.values import NOT_THERE, Artifact, Found, Unreadable
 
 logger = logging.getLogger(__name__)
 
 _MAX_SMALL_BLOB: Final = 1024 * 1024
 _REMEMBERED: Final = 4096
 _TIMEOUT = aiohttp.ClientTimeout(total=15.0, sock_connect=5.0)
-
-
-@dataclass(frozen=True, slots=True)
-class NotThere:
-    """The registry answered, and has no such artifact."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """The registry gave no usable answer: a reason for Mirrored, and a sentence."""
-
-    reason: str
-    message: str
-
-
-Found = Artifact | NotThere | Unreadable
-NOT_THERE: Final = NotThere()
 
 
 class _Absent(Exception):

@@ -19,10 +19,9 @@ from sovereign_operator.api import (
     SovereignModelStatus,
 )
 from sovereign_operator.conditions import Outcome, Situation, Violation
-from sovereign_operator.events import Happening
 from sovereign_operator.plan import Plan
 from sovereign_operator.values import Manifest, Placement
-from sovereign_operator.world import Create, Stage, World, stamp
+from sovereign_operator.world import Create, Happening, Stage, World, stamp
 
 _SERVE_PORT = 8000
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from sovereign_airgap.facts import ModelFacts
@@ -123,3 +123,21 @@ class MirrorProgress:
             file=str(body.get("file") or ""),
             phase=str(body.get("phase") or ""),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class NotThere:
+    """The registry answered, and has no such artifact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The registry gave no usable answer: a reason for Mirrored, and a sentence."""
+
+    reason: str
+    message: str
+
+
+# What the registry says about an artifact.
+Found = Artifact | NotThere | Unreadable
+NOT_THERE: Final = NotThere()

@@ -14,8 +14,7 @@ from typing import Literal
 from sovereign_operator.api import SovereignModel
 from sovereign_operator.indices import Key
 from sovereign_operator.kuberay import KubeRay
-from sovereign_operator.registry import NOT_THERE, Found
-from sovereign_operator.values import Manifest, MirrorProgress, NodeFacts
+from sovereign_operator.values import NOT_THERE, Found, Manifest, MirrorProgress, NodeFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,16 @@ class Stage:
     @property
     def is_true(self) -> bool:
         return self.status == "True"
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something worth telling once. `about` makes two happenings of the same words different ones."""
+
+    reason: str
+    message: str
+    kind: Literal["Normal", "Warning"] = "Normal"
+    about: str = ""
 
 
 # -- what may be done -------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 
 from sovereign_operator.api import ANNOTATION_CLUSTER, ANNOTATION_RENDERED
 from sovereign_operator.kuberay import KubeRay
-from sovereign_operator.registry import Unreadable
 from sovereign_operator.rollout import Memo, first_difference
+from sovereign_operator.values import Unreadable
 from sovereign_operator.world import Action, Apply, Create, Delete, Hold, Release, Reseal, annotation, name_of
 from tests.unit.operator.builders import DIGEST, a_config, a_node, an_artifact
 from tests.unit.operator.worlds import Universe, a_body, a_serving_universe

@@ -23,8 +23,7 @@ from sovereign_operator.indices import Indices, Key
 from sovereign_operator.kuberay import KubeRay
 from sovereign_operator.observe import Senses
 from sovereign_operator.reconcile import Reconciler
-from sovereign_operator.registry import NOT_THERE, Found
-from sovereign_operator.values import Manifest
+from sovereign_operator.values import NOT_THERE, Found, Manifest, Unreadable
 from sovereign_operator.workqueue import TryLater
 from sovereign_operator.world import Apply, Create, Release, Reseal, World, name_of
 from tests.unit.operator.builders import a_config, a_node, an_artifact
@@ -261,8 +260,6 @@ async def test_an_api_server_that_is_away_is_tried_later(bench: Bench) -> None:
 
 
 async def test_a_registry_that_is_away_backs_off_after_the_status_was_written(bench: Bench) -> None:
-    from sovereign_operator.registry import Unreadable
-
     bench.registry.found = Unreadable("RegistryUnavailable", "no answer")
     await bench.run()
     with pytest.raises(TryLater, match="no answer"):

@@ -22,8 +22,8 @@ from sovereign_operator.kuberay import KubeRay, KubeRayWatch, detect
 from sovereign_operator.main import MAX_LINE, JsonLines, PlainLines
 from sovereign_operator.mirror_watch import Shelf
 from sovereign_operator.progress import ProgressReader
-from sovereign_operator.registry import NOT_THERE, RegistryReader, Unreadable
-from sovereign_operator.values import Artifact, MirrorProgress
+from sovereign_operator.registry import RegistryReader
+from sovereign_operator.values import NOT_THERE, Artifact, MirrorProgress, Unreadable
 from tests.controlplane.registry_double import TINY, RegistryDouble
 from tests.unit.operator.builders import COMMIT, ROOT
 

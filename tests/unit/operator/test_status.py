@@ -130,10 +130,10 @@ def test_kuberay_has_to_have_looked_at_the_last_change() -> None:
         (
             {"phase": "Pending", "initContainerStatuses": [
                 {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": {"terminated": {
-                    "exitCode": 3, "message": '{"reason": "DigestMismatch", "message": "Expected a, found b."}'
+                    "exitCode": 3, "message": '{"reason": "DigestMismatch", "message": "a, not b"}'
                 }}}
             ]},
-            "DeliveryFailed", "DigestMismatch: Expected a, found b.",
+            "DeliveryFailed", "DigestMismatch: a, not b",
         ),
     ],
 )  # fmt: skip

@@ -17,8 +17,7 @@ from sovereign_operator.config import OperatorConfig
 from sovereign_operator.kuberay import KubeRay
 from sovereign_operator.plan import Plan, plan
 from sovereign_operator.reconcile import Decision, decide
-from sovereign_operator.registry import NOT_THERE, Found
-from sovereign_operator.values import Artifact, Manifest, MirrorProgress, NodeFacts
+from sovereign_operator.values import NOT_THERE, Artifact, Found, Manifest, MirrorProgress, NodeFacts
 from sovereign_operator.wanted import wanted
 from sovereign_operator.world import (
     Action,

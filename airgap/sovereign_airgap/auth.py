@@ -70,8 +70,7 @@ def read_docker_config(path: Path | None, host: str) -> Credentials | None:
     if helper:
         raise CredentialsUnreadable(
             f"{path} keeps the login for {host} in the credential helper {str(helper)[:60]!r}, which is "
-            "not run "
-            "here; write the login into 'auths' of a file and give it with --docker-config."
+            "not run here; write the login into 'auths' of a file and give it with --docker-config."
         )
     return None
 
@@ -179,8 +178,7 @@ class Authority:
         if response.status_code != 200 or len(response.content) > _MAX_TOKEN_BYTES:
             raise RegistryForbidden(
                 f"Expected a token for {scope} from {origin}, found status {response.status_code}; check "
-                "the login "
-                "in the docker config and its rights."
+                "the login in the docker config and its rights."
             )
         try:
             document = strict_json.load_object(response.content)

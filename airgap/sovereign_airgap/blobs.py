@@ -88,8 +88,7 @@ class BlobStream:
         if status == HTTPStatus.NOT_FOUND:
             raise ArtifactNotFound(
                 f"Expected {registry.origin} to hold {self._blob.digest} ({self._what}), found none; "
-                "mirror the "
-                "model again."
+                "mirror the model again."
             )
         if status == HTTPStatus.PARTIAL_CONTENT:
             found = download.headers.get("Content-Range", "")
@@ -153,7 +152,7 @@ def corrupt(registry: Registry, blob: Descriptor, what: str, found: str) -> Regi
     """The error that names the remedy: a registry keeps a blob that went bad even when it is pushed again."""
     return RegistryBlobCorrupt(
         f"{what}: expected {blob.digest} from {registry.origin}, found {found}; the registry's own copy is "
-        "damaged "
-        "and pushing again does not replace it. Remove the blob from the registry's storage (registry verify "
+        "damaged and pushing again does not replace it. Remove the blob from the registry's storage "
+        "(registry verify "
         "--repair), then mirror again."
     )

@@ -1,27 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Hub's side: what a commit holds, and the bytes of its files.
+"""The Hub's bytes: our own streaming GET of a commit's files, in bounded windows.
 
-The listing comes through huggingface_hub, told to use our client, our endpoint and our token and nothing
-that lies around in the environment. The bytes come by our own streaming GET in bounded windows.
+Every answer is held against the listing before its first byte is believed: status, commit, lengths, range.
 """
 
 from __future__ import annotations
 
 import re
-import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
-from typing import Protocol, runtime_checkable
 from urllib.parse import quote
 
-import httpx2
-import huggingface_hub
-from huggingface_hub import errors as hub_errors
-from huggingface_hub.hf_api import RepoFile
-
-from sovereign_airgap.digest import Digest, git_blob_id, lfs_pointer
+from sovereign_airgap.digest import Digest, git_blob_id
 from sovereign_airgap.errors import (
     DigestMismatch,
     FileTooLarge,
@@ -29,50 +20,24 @@ from sovereign_airgap.errors import (
     RevisionNotFound,
     SizeMismatch,
     SourceChanged,
-    SourceForbidden,
-    SourceNotFound,
     SourceUnavailable,
     SovereignError,
     Stalled,
-    TooManyFiles,
 )
-from sovereign_airgap.names import MAX_FILES
+from sovereign_airgap.listing import HubFile, Listing, forbidden, gated, list_commit
 from sovereign_airgap.pace import Pace
 from sovereign_airgap.reference import HubReference
 from sovereign_airgap.wire import (
-    USER_AGENT,
     Download,
     LineBroken,
     Origin,
     Wire,
-    certificate_error_in,
-    certificate_unknown,
     retry_after_of,
 )
 
 WINDOW_BYTES = 1 << 30
 PUBLIC_ENDPOINT = "https://huggingface.co"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
-_BLOB_ID = re.compile(r"[0-9a-f]{40}")
-_LISTING = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class HubFile:
-    """A file as the Hub lists it. `sha256` is known for LFS and Xet files only."""
-
-    path: str
-    size: int
-    blob_id: str
-    sha256: Digest | None
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """All files of one commit, under the canonical id of the repository."""
-
-    source: HubReference
-    files: tuple[HubFile, ...]
 
 
 class WindowRefused(Exception):
@@ -89,12 +54,6 @@ class SourceRestarted(Exception):
     """A 200 came to a request from the middle: the stream is at the file's start again."""
 
 
-@runtime_checkable
-class _Response(Protocol):
-    status_code: int
-    headers: Mapping[str, str]
-
-
 class Hub:
     """One endpoint with one token. Threads may share it."""
 
@@ -108,120 +67,9 @@ class Hub:
         self._wire = wire
         self._token = token
 
-    # -- listing --------------------------------------------------------------------------------------------
-
     def list(self, source: HubReference) -> Listing:
         """Lists a commit; the id in the answer is the canonical one (repositories get renamed)."""
-        failures = 0
-        while True:
-            try:
-                return self._list_once(source)
-            except (SourceUnavailable, Stalled) as error:
-                # The library tries the pages of a tree again, but not the first question.
-                failures += 1
-                if failures >= self.pace.patience.attempts:
-                    raise
-                self.pace.sleep(self.pace.patience.pause(failures, _wish_of(error)))
-
-    def _list_once(self, source: HubReference) -> Listing:
-        # huggingface_hub keeps one client for the whole process: set, use and drop it under a lock.
-        with _LISTING:
-            huggingface_hub.set_client_factory(self._client)
-            try:
-                return self._list(source)
-            except hub_errors.HfHubHTTPError as error:
-                raise self._explain(error, source) from error
-            except (httpx2.HTTPError, OSError) as error:
-                unknown = certificate_error_in(error)
-                if unknown is not None:
-                    raise certificate_unknown(self.origin, unknown, self._wire.ca_option) from error
-                kind = Stalled if isinstance(error, httpx2.ReadTimeout) else SourceUnavailable
-                raise kind(
-                    f"Expected a listing of {source} from {self.origin}, found {type(error).__name__}: "
-                    f"{str(error)[:200].rstrip('.')}; check that the hub is reachable from here."
-                ) from error
-            except (KeyError, TypeError, ValueError) as error:
-                raise SourceUnavailable(
-                    f"Expected a listing of {source} from {self.origin}, found an answer that is none "
-                    f"({type(error).__name__}); check --endpoint."
-                ) from error
-            finally:
-                huggingface_hub.close_session()
-                huggingface_hub.set_client_factory(httpx2.Client)
-
-    def _list(self, source: HubReference) -> Listing:
-        api = huggingface_hub.HfApi(endpoint=self.endpoint, token=self._token or False, user_agent=USER_AGENT)
-        info = api.model_info(source.repo, revision=source.revision, timeout=self.pace.patience.stall)
-        if info.sha != source.revision:
-            raise SourceChanged(
-                f"Expected {self.origin} to answer for commit {source.revision}, found "
-                f"{str(info.sha)[:60]!r}."
-            )
-        try:
-            canonical = HubReference(info.id, source.revision)
-        except InvalidReference as error:
-            raise SourceChanged(f"Expected the id of a repository, found {str(info.id)[:100]!r}.") from error
-        files = []
-        for entry in api.list_repo_tree(canonical.repo, recursive=True, revision=source.revision):
-            if isinstance(entry, RepoFile):
-                files.append(_file(entry))
-            if len(files) > MAX_FILES:
-                raise TooManyFiles(f"Expected at most {MAX_FILES} files in {source}, found more.")
-        return Listing(canonical, tuple(sorted(files, key=lambda file: file.path.encode("utf-8", "replace"))))
-
-    def _client(self) -> httpx2.Client:
-        patience = self.pace.patience
-
-        def keep_home(request: httpx2.Request) -> None:
-            self.pace.check()
-            if Origin.of(str(request.url)) != self.origin:
-                # Also the next page of a listing: whoever sends us elsewhere does not get the token there.
-                request.headers.pop("Authorization", None)
-                request.headers.pop("Cookie", None)
-
-        return httpx2.Client(
-            verify=self._wire.tls,
-            trust_env=False,
-            follow_redirects=True,
-            max_redirects=5,
-            event_hooks={"request": [keep_home]},
-            timeout=httpx2.Timeout(patience.stall, connect=patience.connect),
-        )
-
-    def _explain(self, error: hub_errors.HfHubHTTPError, source: HubReference) -> SovereignError:
-        # Order matters: a gated repository is also a kind of missing repository to the library.
-        if isinstance(error, hub_errors.GatedRepoError):
-            return self._gated(source.repo)
-        if isinstance(error, hub_errors.RevisionNotFoundError):
-            return RevisionNotFound(
-                f"{self.origin} has {source.repo}, but not the commit {source.revision}; check the revision."
-            )
-        if isinstance(error, hub_errors.RepositoryNotFoundError):
-            seen = "with this token" if self._token else "without a token"
-            return SourceNotFound(
-                f"{self.origin} shows no repository {source.repo} {seen}; check the name, or give a token "
-                "that "
-                "may read it."
-            )
-        response: object = error.response
-        status = response.status_code if isinstance(response, _Response) else 0
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return self._forbidden(source.repo, status)
-        return SourceUnavailable(
-            f"Expected a listing of {source} from {self.origin}, found status {status}; try again later."
-        )
-
-    def _gated(self, repo: str) -> SourceForbidden:
-        return SourceForbidden(
-            f"{repo} is gated: accept its licence at {self.endpoint}/{repo} and give a token of that account."
-        )
-
-    def _forbidden(self, repo: str, status: int) -> SourceForbidden:
-        return SourceForbidden(
-            f"{self.origin} answers {status} for {repo}; give a token that may read it, and accept the "
-            "licence "
-            f"at {self.endpoint}/{repo} if it is gated."
-        )
+        return list_commit(self.endpoint, source, self._token, self._wire)
 
     # -- bytes ----------------------------------------------------------------------------------------------
 
@@ -298,9 +146,11 @@ class Hub:
             return
         where = Origin.of(download.url)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            gated = headers.get("X-Error-Code") == "GatedRepo"
+            is_gated = headers.get("X-Error-Code") == "GatedRepo"
             error: SovereignError = (
-                self._gated(source.repo) if gated else self._forbidden(source.repo, status)
+                gated(self.endpoint, source.repo)
+                if is_gated
+                else forbidden(self.endpoint, source.repo, status)
             )
             raise WindowRefused(error, final=where == self.origin)
         if status == HTTPStatus.NOT_FOUND:
@@ -349,35 +199,6 @@ def _start_of(download: Download, file: HubFile, offset: int) -> int:
     return offset
 
 
-def _wish_of(error: SovereignError) -> float | None:
-    """The pause that the hub asked for in the answer behind an error."""
-    response: object = getattr(error.__cause__, "response", None)
-    return retry_after_of(response.headers.get("Retry-After")) if isinstance(response, _Response) else None
-
-
-def _file(entry: RepoFile) -> HubFile:
-    size, blob_id = entry.size, entry.blob_id
-    if not isinstance(size, int) or isinstance(size, bool) or size < 0 or not isinstance(entry.path, str):
-        raise ValueError("a file without path and size")
-    if not isinstance(blob_id, str) or not _BLOB_ID.fullmatch(blob_id):
-        raise ValueError("a file without a git blob id")
-    if entry.lfs is None:
-        return HubFile(entry.path, size, blob_id, None)
-    if entry.lfs.size != size:
-        raise SizeMismatch(
-            f"Expected one size for {entry.path!a}, found {size} and {entry.lfs.size} in the listing."
-        )
-    sha256 = Digest(entry.lfs.sha256)
-    pointer = git_blob_id(lfs_pointer(sha256.hex, size))
-    if pointer != blob_id:
-        raise DigestMismatch(
-            f"Expected the commit to hold the pointer {pointer} to {sha256} for {entry.path!a}, found the "
-            "blob "
-            f"{blob_id}; the hub's listing contradicts the commit."
-        )
-    return HubFile(entry.path, size, blob_id, sha256)
-
-
 def require_listed(file: HubFile, content: bytes) -> None:
     """Compares a whole small file with its listing: size, then sha256 or git blob id."""
     if len(content) != file.size:
@@ -394,8 +215,7 @@ def require_listed(file: HubFile, content: bytes) -> None:
 def wrong_bytes(file: HubFile, expected: str, found: str) -> DigestMismatch:
     return DigestMismatch(
         f"{file.path!a}: expected {expected} as listed by the hub, found {found}; nothing of it was kept, "
-        "try "
-        "again or use another endpoint."
+        "try again or use another endpoint."
     )
 
 

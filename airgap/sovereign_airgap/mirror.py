@@ -18,7 +18,8 @@ from sovereign_airgap.access import Access
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import FactsContradict, MalformedConfig, TagConflict
 from sovereign_airgap.extraction import Survey, extract, parameter_size
-from sovereign_airgap.hub import PUBLIC_ENDPOINT, WINDOW_BYTES, Hub, HubFile, Listing, WindowRefused
+from sovereign_airgap.hub import PUBLIC_ENDPOINT, WINDOW_BYTES, Hub, WindowRefused
+from sovereign_airgap.listing import HubFile, Listing
 from sovereign_airgap.manifest import (
     CONFIG_TYPE,
     EMPTY_BLOB,
@@ -303,6 +304,6 @@ class _Mirror:
         if found is not None and found != digest:
             raise TagConflict(
                 f"Expected the tag {tag} of {self.registry.repository} to be free or at {digest}, found "
-                f"{found}; the "
-                "tag was not moved. Find out who pushed it, then remove it or mirror to another repository."
+                f"{found}; the tag was not moved. Find out who pushed it, then remove it or mirror to "
+                "another repository."
             )

@@ -140,8 +140,7 @@ class Registry:
         if content is None:
             raise ArtifactNotFound(
                 f"Expected {self.origin} to hold {self.repository} at {target[:100]}, found none; check "
-                "the name, "
-                "or mirror the model first."
+                "the name, or mirror the model first."
             )
         return content
 
@@ -157,8 +156,7 @@ class Registry:
         if ":" in target and target != str(found):
             raise DigestMismatch(
                 f"Expected the manifest {target} from {self.origin}, found bytes of {found}; repair the "
-                "registry "
-                "or mirror the model again."
+                "registry or mirror the model again."
             )
         return reply.body
 
@@ -167,8 +165,7 @@ class Registry:
         if len(content) > MAX_MANIFEST_BYTES:
             raise MalformedManifest(
                 f"Expected a manifest of at most {MAX_MANIFEST_BYTES} bytes, found {len(content)}; narrow "
-                "the "
-                "selection."
+                "the selection."
             )
         reply = self.ask("PUT", self.url(f"manifests/{target}"), {"Content-Type": media_type}, content)
         if reply.status not in (HTTPStatus.CREATED, HTTPStatus.OK, HTTPStatus.ACCEPTED):
@@ -270,8 +267,7 @@ class Registry:
             kind = Stalled if stalled else RegistryUnavailable
             raise kind(
                 f"Expected {self.origin} to answer, found {found.rstrip('.')} in {failures} attempts; "
-                "check that the "
-                "registry runs and is reachable from here."
+                "check that the registry runs and is reachable from here."
             )
         pause = patience.pause(failures, after)
         _log.info("registry: %s, trying again in %.1f s", found, pause)
@@ -280,8 +276,7 @@ class Registry:
     def forbidden(self, what: str, status: int) -> RegistryForbidden:
         return RegistryForbidden(
             f"{self.origin} answers {status} to {what} in {self.repository}; check the login in the docker "
-            "config "
-            f"and its right to {'push' if 'push' in self.scope else 'pull'}."
+            f"config and its right to {'push' if 'push' in self.scope else 'pull'}."
         )
 
     def unexpected(self, what: str, status: int, body: bytes = b"") -> RegistryUnavailable:
@@ -341,8 +336,7 @@ class Registry:
                 if len(body) > limit:
                     raise SizeMismatch(
                         f"Expected at most {limit} bytes from {self.origin} for {method}, found more; this "
-                        "is no "
-                        "answer of a registry."
+                        "is no answer of a registry."
                     )
                 if time.monotonic() > ends:
                     raise httpx2.ReadTimeout("the answer comes too slowly")

@@ -55,9 +55,9 @@ class HeaderCollector:
     no longer covers.
     """
 
-    def __init__(self, path: str, file_size: int, turn: threading.Lock) -> None:
+    def __init__(self, path: str, file_size: int, turn: threading.Lock | None = None) -> None:
         self._path = path
-        self._turn = turn
+        self._turn = turn if turn is not None else threading.Lock()
         self._checked = False
         self._file_size = file_size
         self._kept = bytearray()
@@ -95,12 +95,15 @@ class HeaderCollector:
             self._wanted = PREFIX_BYTES
 
     def read(self, reader: Callable[[Iterator[Tensor]], object]) -> None:
-        """Gives the tensors to `reader`, which must exhaust them; one header at a time in the process."""
+        """Gives the tensors to `reader`, which must exhaust them; in turn with the run's other headers."""
+        with self._turn:
+            reader(tensors_of(self.take(), self._file_size - self._wanted, self._path))
+
+    def take(self) -> bytes:
+        """The header's JSON, once all of it has come past."""
         if not self.complete:
             raise _broken(self._path, "a whole header", f"the end of the file after {len(self._kept)} bytes")
-        with self._turn:
-            content = bytes(memoryview(self._kept)[PREFIX_BYTES:])
-            reader(tensors_of(content, self._file_size - self._wanted, self._path))
+        return bytes(memoryview(self._kept)[PREFIX_BYTES:])
 
 
 def header_length(prefix: bytes, file_size: int, path: str) -> int:

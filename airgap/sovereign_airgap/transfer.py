@@ -14,7 +14,8 @@ from typing import Protocol, Self
 
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import RegistryForbidden, SizeMismatch
-from sovereign_airgap.hub import Hub, HubFile, HubWindow, SourceRestarted, WindowRefused, wrong_bytes
+from sovereign_airgap.hub import Hub, HubWindow, SourceRestarted, WindowRefused, wrong_bytes
+from sovereign_airgap.listing import HubFile
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.reference import HubReference
 from sovereign_airgap.registry import Registry

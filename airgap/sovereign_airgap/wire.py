@@ -377,8 +377,7 @@ def certificate_unknown(
 ) -> CertificateUnknown:
     return CertificateUnknown(
         f"Expected a certificate for {origin} from a known authority, found: {error.verify_message}; give "
-        "the "
-        f"authority's PEM file with {option}."
+        f"the authority's PEM file with {option}."
     )
 
 

@@ -89,7 +89,7 @@ class Kubectl:
 
     @contextmanager
     def port_forward(self, namespace: str, target: str, port: int) -> Iterator[str]:
-        """The local address `http://127.0.0.1:N` that leads to `target` (`svc/name`) for as long as it is open."""
+        """The local address `http://127.0.0.1:N` that leads to `target` (`svc/name`) while this is open."""
         process = subprocess.Popen(
             [*self.prefix, "-n", namespace, "port-forward", "--address", "127.0.0.1", target, f":{port}"],
             stdin=subprocess.DEVNULL,

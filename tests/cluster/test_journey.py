@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from threading import Event
 from time import monotonic
 
-import httpx2
 import pytest
 import yaml
 
@@ -24,7 +23,7 @@ from tests.cluster.audit import AuditLog
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 OPERATOR = f"system:serviceaccount:{SYSTEM}:sovereign-operator"
-PROMPT = "The quick brown fox"
+PROMPT = "Who are you?"
 RAY_LOGS = "/tmp/ray/session_latest/logs"
 READY_WITHIN = 900.0  # seconds on two busy cores; usually 120
 
@@ -52,18 +51,6 @@ def wait_ready(kubectl: Kubectl) -> Manifest:
 def pods(kubectl: Kubectl, component: str) -> list[Manifest]:
     selector = f"sovereign.dev/model={NAME},sovereign.dev/component={component}"
     return kubectl.items("-n", MODELS, "pods", "-l", selector)
-
-
-def complete(kubectl: Kubectl, prompt: str) -> str:
-    """The greedy continuation of a raw prompt, through the service."""
-    with kubectl.port_forward(MODELS, f"svc/{NAME}-serve-svc", 8000) as address:
-        response = httpx2.post(
-            f"{address}/v1/completions",
-            json={"model": NAME, "prompt": prompt, "temperature": 0, "max_tokens": 16},
-            timeout=120,
-        )
-    assert response.status_code == 200, response.text
-    return str(response.json()["choices"][0]["text"])
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +89,7 @@ def test_the_tokens_are_those_of_a_single_rank(installed: Stack, model: Manifest
     kubectl("-n", MODELS, "delete", "pod", "single-rank", "--wait=false")
     alone = json.loads(said.strip().splitlines()[-1])
     assert alone["text"], said
-    assert complete(kubectl, PROMPT) == alone["text"]
+    assert ask(kubectl, PROMPT).text == alone["text"]
 
 
 def _phase(pod: Manifest) -> str:
@@ -118,7 +105,7 @@ def single_rank_pod(installed: Stack, worker: Manifest) -> Manifest:
     )
     names = {v["name"] for v in spec["volumes"] if "emptyDir" in v}
     keep = [v for v in spec["volumes"] if v["name"] in names]
-    engine = yaml_args(installed.kubectl)["engineArgs"]
+    arguments = application_arguments(installed.kubectl)
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -133,8 +120,8 @@ def single_rank_pod(installed: Stack, worker: Manifest) -> Manifest:
                 {
                     **_stripped(container, names),
                     "name": "single-rank",
-                    "command": ["python", "/opt/sovereign/dev/single_rank.py", "/weights"],
-                    "args": ["--prompt", PROMPT, "--max-tokens", "16", "--engine-args", json.dumps(engine)],
+                    "command": ["python", "/opt/sovereign/dev/single_rank.py", json.dumps(arguments), PROMPT],
+                    "args": ["--max-tokens", "16"],
                 }
             ],
         },
@@ -149,7 +136,7 @@ def _stripped(container: Manifest, volumes: set[str]) -> Manifest:
     return {**{k: container[k] for k in kept if k in container}, "env": env, "volumeMounts": mounts}
 
 
-def yaml_args(kubectl: Kubectl) -> Manifest:
+def application_arguments(kubectl: Kubectl) -> Manifest:
     service = kubectl.get("-n", MODELS, "rayservice", NAME)
     args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
     assert isinstance(args, dict)
@@ -232,7 +219,7 @@ def _appears_anew(kubectl: Kubectl, kind: str, name: str, old_uid: str) -> None:
 def test_a_changed_revision_is_served_only_once_it_is_verified(installed: Stack, model: Manifest) -> None:
     kubectl = installed.kubectl
     old = wait_ready(kubectl)["status"]
-    before = complete(kubectl, PROMPT)
+    before = ask(kubectl, PROMPT).text
     change = {"spec": {"source": {"huggingFace": {"revision": installed.revisions["second"]}}}}
     kubectl("-n", MODELS, "patch", "smodel", NAME, "--type=merge", "-p", json.dumps(change))
     moved = False
@@ -251,7 +238,7 @@ def test_a_changed_revision_is_served_only_once_it_is_verified(installed: Stack,
     new = wait_ready(kubectl)["status"]
     assert new["artifact"]["digest"] != old["artifact"]["digest"]
     assert new["artifact"]["revision"] == installed.revisions["second"]
-    assert complete(kubectl, PROMPT) != before, (
+    assert ask(kubectl, PROMPT).text != before, (
         "two random models with the same greedy tokens: is it the new one?"
     )
 

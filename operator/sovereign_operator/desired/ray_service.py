@@ -28,6 +28,10 @@ UPGRADES: Final = {"recreate": "None", "newCluster": "NewCluster"}
 # through.
 OBJECT_STORE: Final = {Device.CUDA: "4294967296", Device.CPU: "100000000"}
 
+# Chosen ports, because Ray gives an agent 15 s to say which it took and then ends the whole node: a busy host
+# is slower than that.
+AGENT_PORTS: Final = {"dashboard-agent-grpc-port": "52366", "runtime-env-agent-port": "52367"}
+
 Scalar = bool | int | float | str
 
 
@@ -58,13 +62,13 @@ def ray_cluster(
     model: SovereignModel, artifact: Artifact, placement: Placement, config: OperatorConfig
 ) -> Manifest:
     """Head and workers. 8265 is remote code execution for whoever reaches it, hence the token."""
-    store = {"object-store-memory": OBJECT_STORE[model.spec.serving.device]}
+    node = AGENT_PORTS | {"object-store-memory": OBJECT_STORE[model.spec.serving.device]}
     group: Manifest = {
         "groupName": GROUP_NAME,
         "replicas": placement.replicas,
         "minReplicas": placement.replicas,
         "maxReplicas": placement.replicas,
-        "rayStartParams": worker_start_params(model, placement) | store,
+        "rayStartParams": worker_start_params(model, placement) | node,
         "template": worker_template(model, artifact, placement, config),
     }
     if placement.workers > 1:
@@ -74,7 +78,7 @@ def ray_cluster(
         "enableInTreeAutoscaling": False,
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
-            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"} | store,  # noqa: S104
+            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"} | node,  # noqa: S104
             "template": head_template(model, artifact, config),
         },
         "workerGroupSpecs": [group],

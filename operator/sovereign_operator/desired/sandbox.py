@@ -46,7 +46,12 @@ WRITABLE: Final = {
 }
 # On CPUs: GiB of cache for keys and values (vLLM would take half of the node), and no pinning to cores that
 # other pods use.
-CPU_PROFILE: Final = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+CPU_PROFILE: Final = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # Ray starts its workers at nice 15; beside other work on the same cores they starve until they time out.
+    "RAY_worker_niceness": "0",
+}
 
 
 def pod_security() -> Manifest:

@@ -20,6 +20,7 @@ import httpx2
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils._http import default_client_factory
 
 from sovereign_airgap.digest import Digest, git_blob_id, lfs_pointer
 from sovereign_airgap.errors import (
@@ -129,7 +130,7 @@ def _try(endpoint: str, source: HubReference, token: str | None, wire: Wire) -> 
         ) from error
     finally:
         huggingface_hub.close_session()
-        huggingface_hub.set_client_factory(httpx2.Client)
+        huggingface_hub.set_client_factory(default_client_factory)
 
 
 def _list(endpoint: str, source: HubReference, token: str | None, wire: Wire) -> Listing:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -31,17 +31,17 @@ from sovereign_airgap.errors import (
     InvalidReference,
     SovereignError,
 )
-from sovereign_airgap.hub import PUBLIC_ENDPOINT, read_token
 from sovereign_airgap.inspect import inspect as inspect_artifact
 from sovereign_airgap.inspect import show
-from sovereign_airgap.mirror import MirrorOptions, MirrorResult
-from sovereign_airgap.mirror import mirror as mirror_model
 from sovereign_airgap.pace import Patience
 from sovereign_airgap.progress import Progress, served, shown
 from sovereign_airgap.pull import PullOptions, PullResult
 from sovereign_airgap.pull import pull as pull_artifact
-from sovereign_airgap.reference import HubReference, OciReference
+from sovereign_airgap.reference import PUBLIC_ENDPOINT, HubReference, OciReference
 from sovereign_airgap.selection import Wish
+
+if TYPE_CHECKING:
+    from sovereign_airgap.mirror import MirrorResult
 
 RESULT_BYTES = 3 * 1024
 _MESSAGE_CHARACTERS = 1000
@@ -148,6 +148,9 @@ def mirror_command(
     """Mirrors SOURCE (hf://org/name@COMMIT) to TARGET (oci://HOST[/REPO][:TAG])."""
     if target.digest is not None:
         raise click.UsageError("TARGET takes a tag, not a digest: the digest is what comes out.")
+    # Late: the hub's client takes a CPU second to import, and a pod that pulls needs none of it.
+    from sovereign_airgap.mirror import MirrorOptions, mirror
+
     options = MirrorOptions(
         access=Access(plain_http, ca, docker_config),
         endpoint=endpoint,
@@ -158,7 +161,7 @@ def mirror_command(
     )
     progress = Progress()
     with served(progress, progress_port), shown(progress, how):
-        found = mirror_model(source, target, options, progress)
+        found = mirror(source, target, options, progress)
     context.obj.update(_mirrored(found))
     if how != "none":
         for file in found.left_out:
@@ -346,6 +349,8 @@ def _result_file(arguments: Sequence[str]) -> Path | None:
 
 
 def _token(path: Path) -> str:
+    from sovereign_airgap.hub import read_token  # late, as for `mirror`
+
     try:
         return read_token(path.read_text(encoding="ascii"))
     except (OSError, UnicodeDecodeError, InvalidReference) as error:

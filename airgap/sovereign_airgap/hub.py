@@ -36,7 +36,6 @@ from sovereign_airgap.wire import (
 )
 
 WINDOW_BYTES = 1 << 30
-PUBLIC_ENDPOINT = "https://huggingface.co"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 
 

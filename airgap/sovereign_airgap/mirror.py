@@ -18,7 +18,7 @@ from sovereign_airgap.access import Access
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import FactsContradict, MalformedConfig, TagConflict
 from sovereign_airgap.extraction import Survey, extract, parameter_size
-from sovereign_airgap.hub import PUBLIC_ENDPOINT, WINDOW_BYTES, Hub, WindowRefused
+from sovereign_airgap.hub import WINDOW_BYTES, Hub, WindowRefused
 from sovereign_airgap.listing import HubFile, Listing
 from sovereign_airgap.manifest import (
     CONFIG_TYPE,
@@ -34,7 +34,7 @@ from sovereign_airgap.manifest import (
 )
 from sovereign_airgap.pace import Pace, Patience
 from sovereign_airgap.progress import Progress
-from sovereign_airgap.reference import HubReference, OciReference
+from sovereign_airgap.reference import PUBLIC_ENDPOINT, HubReference, OciReference
 from sovereign_airgap.registry import Registry
 from sovereign_airgap.safetensors_header import PREFIX_BYTES, HeaderCollector
 from sovereign_airgap.selection import MAX_INDEX_BYTES, LeftOut, Selection, Taken, Wish, index_paths, select

@@ -24,6 +24,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,95})/[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,95})")
 
 MODEL_PREFIX = "models/"
+PUBLIC_ENDPOINT = "https://huggingface.co"
 
 
 def is_repository(name: str) -> bool:

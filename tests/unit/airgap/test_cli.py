@@ -131,7 +131,7 @@ def test_a_defect_of_ours_still_leaves_a_result(
     def broken(*_: object) -> None:
         raise KeyError("secret")
 
-    monkeypatch.setattr("sovereign_airgap.cli.mirror_model", broken)
+    monkeypatch.setattr("sovereign_airgap.mirror.mirror", broken)
     assert run(a_mirror(source, registry, hub, result_file)) == 1
     result = result_of(result_file)
     assert result["reason"] == "InternalError" and "secret" not in str(result)

@@ -23,7 +23,7 @@ from sovereign_operator.cluster import (
 )
 from sovereign_operator.conditions import Outcome
 from sovereign_operator.desired.rendered import rendered_hash
-from sovereign_operator.kuberay import KubeRayWatch
+from sovereign_operator.kuberay import KubeRayState
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import (
     Action,
@@ -85,7 +85,7 @@ class Done:
 class Executor:
     """Carries out actions against one cluster."""
 
-    def __init__(self, cluster: Cluster, kuberay: KubeRayWatch, system_namespace: str) -> None:
+    def __init__(self, cluster: Cluster, kuberay: KubeRayState, system_namespace: str) -> None:
         self._cluster = cluster
         self._kuberay = kuberay
         self._system_namespace = system_namespace

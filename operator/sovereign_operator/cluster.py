@@ -250,14 +250,19 @@ class Cluster:
 
     async def openapi(self, group_version: str) -> Manifest | None:
         """The OpenAPI v3 document of one group version, or None where it is not served."""
+        return await self._document(f"/openapi/v3/apis/{group_version}")
+
+    async def served(self, group_version: str) -> frozenset[str]:
+        """The plural names of the kinds that are served in one group version."""
+        document = await self._document(f"/apis/{group_version}") or {}
+        return frozenset(
+            str(one["name"]) for one in document.get("resources") or () if "/" not in one["name"]
+        )
+
+    async def _document(self, path: str) -> Manifest | None:
         with contextlib.suppress(_NotFound):
             return await _answer(
-                self._client.request(
-                    "get",
-                    f"/openapi/v3/apis/{group_version}",
-                    serialize=False,
-                    _request_timeout=REQUEST_TIMEOUT_SECONDS,
-                )
+                self._client.request("get", path, serialize=False, _request_timeout=REQUEST_TIMEOUT_SECONDS)
             )
         return None
 

@@ -17,6 +17,8 @@ from sovereign_operator.values import Manifest
 GROUP_VERSION: Final = "ray.io/v1"
 # How long "no" or "too old" is believed. "Yes" is believed until the API server refuses a RayService.
 RECHECK_SECONDS: Final = 30.0
+# What the watches need to be there.
+KINDS: Final = frozenset({"rayservices", "rayclusters"})
 # Fields of RayService.spec that 1.7 has and older ones lack.
 WANTED: Final = (("suspend",), ("rayClusterConfig", "authOptions"))
 
@@ -59,14 +61,11 @@ def _resolve(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> Mapping[s
     return schema
 
 
-class KubeRayWatch:
+class KubeRayState:
     """Remembers the answer, so that a steady state asks nothing."""
 
-    def __init__(
-        self, openapi: Callable[[str], Awaitable[Manifest | None]], appeared: Callable[[bool], None]
-    ) -> None:
+    def __init__(self, openapi: Callable[[str], Awaitable[Manifest | None]]) -> None:
         self._openapi = openapi
-        self._appeared = appeared
         self._known: KubeRay | None = None
         self._asked = 0.0
         self._asking = asyncio.Lock()
@@ -75,18 +74,11 @@ class KubeRayWatch:
         """One request at most per RECHECK_SECONDS while KubeRay is missing or too old, none afterwards."""
         async with self._asking:
             now = asyncio.get_running_loop().time()
-            if self._known is not None and (
-                self._known is KubeRay.SUPPORTED or now - self._asked < RECHECK_SECONDS
-            ):
-                return self._known
-            found = detect(await self._openapi(GROUP_VERSION))
-            before, self._known, self._asked = self._known, found, now
-        if before is not None and (before is KubeRay.MISSING) != (found is KubeRay.MISSING):
-            self._appeared(found is not KubeRay.MISSING)
-        return found
+            fresh = self._known is KubeRay.SUPPORTED or now - self._asked < RECHECK_SECONDS
+            if self._known is None or not fresh:
+                self._known, self._asked = detect(await self._openapi(GROUP_VERSION)), now
+            return self._known
 
     def doubt(self) -> None:
         """Ask again at the next opportunity: the API server did not know the kind."""
-        if self._known is KubeRay.SUPPORTED:
-            self._known = KubeRay.MISSING
-            self._asked = -RECHECK_SECONDS
+        self._known = None

@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 import aiohttp
-import kopf
 import yaml
 from pydantic import ValidationError
 
@@ -30,18 +27,18 @@ from sovereign_operator.carry_out import Executor
 from sovereign_operator.cluster import Cluster, connected
 from sovereign_operator.config import CONFIG_ENVIRONMENT, DEFAULT_CONFIG_PATH, OperatorConfig, parse_config
 from sovereign_operator.indices import Indices, Key, NodeWatch
-from sovereign_operator.kuberay import KubeRayWatch
+from sovereign_operator.kuberay import KubeRayState
 from sovereign_operator.mirror_watch import MirrorWatch
 from sovereign_operator.observe import Senses
 from sovereign_operator.progress import ProgressReader
 from sovereign_operator.reconcile import Reconciler
 from sovereign_operator.registry import RegistryReader
-from sovereign_operator.workqueue import WorkQueue, backoff
+from sovereign_operator.supervision import supervise
+from sovereign_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 EXIT_USAGE: Final = 2
-GRACE_SECONDS: Final = 5.0
 # One line never floods a log: messages of others (API servers, schedulers) come in any length.
 MAX_LINE: Final = 2000
 
@@ -84,8 +81,7 @@ async def run(config: OperatorConfig, liveness: str | None) -> None:
 async def operate(
     config: OperatorConfig, cluster: Cluster, session: aiohttp.ClientSession, liveness: str | None
 ) -> None:
-    indices, rebuild = Indices(), asyncio.Event()
-    kuberay = KubeRayWatch(cluster.openapi, lambda present: rebuild.set())
+    indices, kuberay = Indices(), KubeRayState(cluster.openapi)
     senses = Senses(
         cluster, indices, RegistryReader(session, config.registry), ProgressReader(session), kuberay, config
     )
@@ -98,55 +94,7 @@ async def operate(
     indices.jobs, indices.job_pods = mirrors.jobs, mirrors.pods
     await queue.hold()  # the first event of kopf opens it: then everything was listed
     async with queue.working(), mirrors.running():
-        await supervise(config, queue, registry, rebuild, liveness)
-
-
-async def supervise(
-    config: OperatorConfig,
-    queue: WorkQueue[Key],
-    registry: kopf.OperatorRegistry,
-    rebuild: asyncio.Event,
-    liveness: str | None,
-) -> None:
-    """Keeps the watches up. Returns when kopf was ended by a signal."""
-    namespaces = (
-        sorted({*config.watch_namespaces, config.system_namespace}) if config.watch_namespaces else []
-    )
-    failures = 0
-    while True:
-        await queue.hold()  # the first event opens it again
-        rebuild.clear()
-        started = asyncio.get_running_loop().time()
-        try:
-            await kopf.operator(
-                registry=registry,
-                standalone=True,
-                clusterwide=not namespaces,
-                namespaces=namespaces,
-                liveness_endpoint=liveness,
-                stop_flag=rebuild,
-            )
-        except Exception as error:
-            lived = asyncio.get_running_loop().time() - started
-            failures = 1 if lived > 60 else failures + 1
-            wait = backoff(failures, 0.0, last=60.0)
-            logger.error("the watches ended (%s: %s); next try in %.0f s", type(error).__name__, error, wait)
-            _default_signals()
-            await asyncio.sleep(wait)
-            continue
-        if not rebuild.is_set():
-            break
-        logger.info("what the cluster serves has changed: the watches are rebuilt")
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(GRACE_SECONDS):
-            await queue.hold()
-
-
-def _default_signals() -> None:
-    """kopf leaves its signal handlers behind, bound to a run that is over."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.remove_signal_handler(number)
+        await supervise(config, queue, registry, cluster.served, liveness)
 
 
 def read_config(path: Path) -> OperatorConfig:

@@ -16,7 +16,7 @@ from sovereign_operator.api import LABEL_MODEL, LABEL_OWNER, LABEL_OWNER_NAMESPA
 from sovereign_operator.cluster import JOB, MODEL, POD, RAY_CLUSTER, RAY_SERVICE, SECRET, Cluster
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.indices import Indices, Key
-from sovereign_operator.kuberay import KubeRayWatch
+from sovereign_operator.kuberay import KubeRayState
 from sovereign_operator.progress import ProgressReader
 from sovereign_operator.registry import RegistryReader
 from sovereign_operator.values import NOT_THERE, Found, Manifest
@@ -32,7 +32,7 @@ class Senses:
     indices: Indices
     registry: RegistryReader
     progress: ProgressReader
-    kuberay: KubeRayWatch
+    kuberay: KubeRayState
     config: OperatorConfig
 
 

@@ -27,6 +27,7 @@ import yaml
 
 from dev.binaries import binary
 from dev.cluster import Cluster
+from tests.cluster.audit import AuditLog
 from tests.controlplane.api_server import ApiServer, Manifest, condition, eventually
 from tests.controlplane.kuberay_player import KubeRayPlayer
 from tests.controlplane.registry_double import RegistryDouble
@@ -312,6 +313,17 @@ class Site:
 
     def policy_uid(self, name: str) -> str:
         return str(self.api.get("NetworkPolicy", self.models, name).get("metadata", {}).get("uid", ""))
+
+    def settle(self) -> None:
+        """Until the operator asks for nothing any more."""
+        audit = AuditLog(self.cluster.audit_log)
+
+        def quiet() -> bool:
+            audit.mark()
+            self.let_pass(1.5)
+            return not [one for one in audit.by(self.user) if one.verb not in ("watch", "list")]
+
+        eventually(quiet, "the operator has nothing more to do")
 
     @staticmethod
     def let_pass(seconds: float) -> None:

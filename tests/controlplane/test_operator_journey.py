@@ -114,7 +114,7 @@ def test_policies_are_in_force_before_the_ray_service_exists(site: Site) -> None
 
 def test_a_steady_state_sends_no_request_and_neither_does_a_resync(served: Site) -> None:
     audit = AuditLog(served.cluster.audit_log)
-    eventually(lambda: _quiet(served, audit), "the operator has nothing more to do")
+    served.settle()
     audit.mark()
     before = len(served.registry.requests)
     resyncs = 3 * served.settings["resyncSeconds"]
@@ -122,12 +122,6 @@ def test_a_steady_state_sends_no_request_and_neither_does_a_resync(served: Site)
     watches = ("watch", "list")  # kopf takes its watches up again by itself
     assert [one for one in audit.by(served.user) if one.verb not in watches] == []
     assert len(served.registry.requests) == before
-
-
-def _quiet(site: Site, audit: AuditLog) -> bool:
-    audit.mark()
-    site.let_pass(1.5)
-    return not [one for one in audit.by(site.user) if one.verb not in ("watch", "list")]
 
 
 def test_what_others_delete_or_change_comes_back_and_ready_tells_the_truth(served: Site) -> None:
@@ -261,6 +255,7 @@ def test_no_node_has_the_product_until_one_appears(site: Site) -> None:
 
 def test_a_running_model_is_not_moved_by_a_new_node(served: Site) -> None:
     before = served.player().service()["metadata"]
+    served.settle()
     served.add_node()
     audit = AuditLog(served.cluster.audit_log)
     audit.mark()

@@ -41,10 +41,9 @@ def an_old_kuberay() -> list[dict[str, object]]:
     text = (ROOT / "dev" / "kuberay" / "crds.yaml").read_text()
     old = copy.deepcopy([document for document in yaml.safe_load_all(text) if document])
     for definition in old:
-        schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"][
-            "properties"
-        ]
-        schema.get("rayClusterConfig", {}).get("properties", {}).pop("authOptions", None)
+        schema = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+        config = schema.get("properties", {}).get("rayClusterConfig", {})
+        config.get("properties", {}).pop("authOptions", None)
     return old
 
 
@@ -54,8 +53,8 @@ def test_kuberay_is_noticed_without_a_restart_whenever_it_comes(site: Site) -> N
     with site.operator() as operator:
         pid = operator.pid
         site.create_model()
-        model = site.until("Serving", "KubeRayMissing")
-        assert reason(model, "Ready") == reason(model, "Stalled") == "KubeRayMissing"
+        model = site.until("Ready", "KubeRayMissing")
+        assert reason(model, "Serving") == reason(model, "Stalled") == "KubeRayMissing"
         assert condition(model, "Mirrored")["status"] == "True"
         assert len(site.policies()) >= 5
 

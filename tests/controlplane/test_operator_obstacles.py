@@ -187,12 +187,13 @@ def test_a_registry_that_is_down_stops_a_start_but_not_a_serving_model(site: Sit
 def test_an_engine_argument_that_is_no_scalar_is_a_condition_and_not_a_crash(site: Site) -> None:
     site.registry.publish("models/org/tiny", REVISION)
     broken = site.manifest()
-    broken["spec"]["serving"]["engineArgs"] = {"dtype": "[a, b"}
+    broken["spec"]["serving"]["engineArgs"] = {"dtype": "a: b"}
     with site.operator() as operator:
         site.api.create(broken)
         model = site.until("Ready", "SpecInvalid")
         assert reason(model, "Stalled") == "SpecInvalid"
         assert "dtype" in condition(model, "Ready")["message"]
+        site.settle()
         audit = AuditLog(site.cluster.audit_log)
         audit.mark()
         site.let_pass(2 * site.settings["resyncSeconds"])

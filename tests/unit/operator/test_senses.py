@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,13 +17,15 @@ from aiohttp import web
 
 from sovereign_operator import handlers
 from sovereign_operator.api import FINALIZER
+from sovereign_operator.cluster import ApiUnavailable
 from sovereign_operator.config import RegistryConfig
 from sovereign_operator.indices import Indices, NodeWatch, owner_of, plain
-from sovereign_operator.kuberay import KubeRay, KubeRayWatch, detect
+from sovereign_operator.kuberay import KubeRay, KubeRayState, detect
 from sovereign_operator.main import MAX_LINE, JsonLines, PlainLines
 from sovereign_operator.mirror_watch import Shelf
 from sovereign_operator.progress import ProgressReader
 from sovereign_operator.registry import RegistryReader
+from sovereign_operator.supervision import kinds_changed
 from sovereign_operator.values import NOT_THERE, Artifact, MirrorProgress, Unreadable
 from tests.controlplane.registry_double import TINY, RegistryDouble
 from tests.unit.operator.builders import COMMIT, ROOT
@@ -149,29 +152,63 @@ def test_the_stand_ins_definition_is_one_that_we_support() -> None:
     assert detect(a_document(schema["properties"]["spec"]["properties"])) is KubeRay.SUPPORTED
 
 
-async def test_a_supported_kuberay_is_asked_for_once_and_a_change_rebuilds_the_watches() -> None:
+async def test_a_supported_kuberay_is_asked_for_once_and_a_missing_one_again() -> None:
     answers: list[Any] = [None]
     asked: list[str] = []
-    rebuilt: list[bool] = []
 
     async def openapi(path: str) -> Any:
         asked.append(path)
         return answers[0]
 
-    watch = KubeRayWatch(openapi, rebuilt.append)
-    assert await watch.state() is KubeRay.MISSING
-    assert await watch.state() is KubeRay.MISSING
+    kuberay = KubeRayState(openapi)
+    assert await kuberay.state() is KubeRay.MISSING
+    assert await kuberay.state() is KubeRay.MISSING
     assert len(asked) == 1, "no is believed for a while"
-    assert rebuilt == []
     answers[0] = a_document(NEW)
-    watch._asked = float("-inf")
-    assert await watch.state() is KubeRay.SUPPORTED
-    assert rebuilt == [True]
-    await watch.state()
+    kuberay._asked = float("-inf")
+    assert await kuberay.state() is KubeRay.SUPPORTED
+    kuberay._asked = float("-inf")
+    assert await kuberay.state() is KubeRay.SUPPORTED
     assert asked == ["ray.io/v1"] * 2
-    watch.doubt()
+    kuberay.doubt()
     answers[0] = None
-    assert await watch.state() is KubeRay.MISSING
+    assert await kuberay.state() is KubeRay.MISSING
+
+
+@pytest.mark.parametrize(
+    ("looks", "returns"),
+    [
+        ([{"rayservices", "rayclusters"}] * 2, False),
+        ([set(), set(), {"rayclusters"}], True),
+        ([{"rayclusters"}, {"rayclusters", "rayservices", "rayjobs"}], True),
+        ([{"rayservices", "rayclusters"}, {"rayclusters"}], True),
+        ([set(), set(), ApiUnavailable("no"), {"rayclusters", "rayservices"}], True),
+        ([set(), ApiUnavailable("no"), set(), {"rayjobs"}], False),
+    ],
+)
+async def test_the_watches_are_rebuilt_when_kuberays_kinds_change_and_left_alone_otherwise(
+    looks: list[Any], returns: bool
+) -> None:
+    rest = iter(looks)
+    done = asyncio.Event()
+
+    async def served(_: str) -> frozenset[str]:
+        look = next(rest, None)
+        if look is None:
+            done.set()
+            await asyncio.Event().wait()
+        if isinstance(look, Exception):
+            raise look
+        assert isinstance(look, set)
+        return frozenset(look)
+
+    task = asyncio.create_task(kinds_changed(served, 0.001))
+    waiter = asyncio.create_task(done.wait())
+    await asyncio.wait([task, waiter], timeout=0.3, return_when=asyncio.FIRST_COMPLETED)
+    assert task.done() is returns
+    for one in (task, waiter):
+        one.cancel()
+    await asyncio.gather(task, waiter, return_exceptions=True)
 
 
 # -- indices, nodes, progress, logs -----------------------------------------------------------------------

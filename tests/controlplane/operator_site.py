@@ -19,6 +19,7 @@ import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,9 @@ class Site:
         self.system, self.models = f"system-{tag}", f"models-{tag}"
         self.product = f"Product-{tag}"
         self.settings: dict[str, Any] = {}
+        self._nodes: list[str] = []
+        self._over = threading.Event()
+        self._heart = threading.Thread(target=self._beat, daemon=True)
         for namespace in (self.system, self.models):
             self.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
 
@@ -188,10 +192,25 @@ class Site:
             }
         )
         amounts = {"cpu": "64", "memory": "256Gi", "pods": "110", RESOURCE: "8"}
-        ready = KubeRayPlayer.condition("Ready", "True", "KubeletReady")
-        status = {"capacity": amounts, "allocatable": amounts, "conditions": [ready]}
-        self.api.patch("Node", None, node, {"status": status}, "status")
+        self.api.patch("Node", None, node, self._heartbeat(capacity=amounts, allocatable=amounts), "status")
+        self._nodes.append(node)
+        if not self._heart.is_alive():
+            self._heart.start()
         return node
+
+    @staticmethod
+    def _heartbeat(**status: Any) -> Manifest:
+        ready = KubeRayPlayer.condition("Ready", "True", "KubeletReady")
+        beat = {"lastHeartbeatTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+        return {"status": {"conditions": [ready | beat], **status}}
+
+    def _beat(self) -> None:
+        """Plays the kubelet's heartbeat: without it the node controller calls a node lost after 40 s."""
+        api = ApiServer(self.cluster.kubeconfig)
+        while not self._over.wait(8):
+            for node in self._nodes:
+                api.patch("Node", None, node, self._heartbeat(), "status")
+        api.close()
 
     @property
     def user(self) -> str:
@@ -337,6 +356,9 @@ class Site:
         return {event["reason"] for event in self.api.list("Event", self.models)}
 
     def clean(self) -> None:
+        self._over.set()
+        if self._heart.is_alive():
+            self._heart.join()
         for kind in ("ClusterRoleBinding", "ClusterRole"):
             for each in self.api.list(kind, None):
                 if each["metadata"]["name"].endswith(self.system):

@@ -98,11 +98,15 @@ def _app_failure(live: Manifest, model: SovereignModel) -> Stage | None:
 def _missing_pods(world: World, memo: Memo | None) -> Stage | None:
     if memo is None:
         return None
-    wanted = memo.placement.replicas * memo.placement.workers
-    running = [pod for pod in world.pods if _is_worker(pod) and _runs(pod)]
-    if len(running) >= wanted:
-        return None
-    return Stage("False", reasons.STARTING, f"{len(running)} of {wanted} worker pods run.")
+    placement = memo.placement
+    workers = [pod for pod in world.pods if _is_worker(pod) and _runs(pod)]
+    if len(workers) < (wanted := placement.replicas * placement.workers):
+        return Stage("False", reasons.STARTING, f"{len(workers)} of {wanted} worker pods run.")
+    # Of a rank that spans pods only one has a proxy, and so only one becomes ready.
+    answering = sum(condition_of(pod, "Ready").get("status") == "True" for pod in workers)
+    if answering < (wanted := wanted if placement.ranks_per_worker else placement.replicas):
+        return Stage("False", reasons.STARTING, f"{answering} of {wanted} worker pods answer.")
+    return None
 
 
 def _pod_failure(world: World) -> Stage | None:

@@ -14,6 +14,8 @@ from tests.controlplane.api_server import ApiServer, Manifest
 
 FINALIZER = "ray.io/rayservice-finalizer"
 
+RUNNING = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+
 
 class KubeRayPlayer:
     def __init__(self, api: ApiServer, namespace: str, name: str) -> None:
@@ -86,7 +88,7 @@ class KubeRayPlayer:
                 "spec": {"schedulerName": "nobody", "containers": [container]},
             }
         )
-        self.api.patch("Pod", self.namespace, name, {"status": {"phase": "Running"}}, "status")
+        self.api.patch("Pod", self.namespace, name, {"status": RUNNING}, "status")
 
     def report_serving(
         self, cluster: str, deployment: str = "HEALTHY", generation: int | None = None

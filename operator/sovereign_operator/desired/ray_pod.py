@@ -8,6 +8,7 @@ adds is never rendered here.
 
 from __future__ import annotations
 
+import json
 from typing import Final
 
 from sovereign_operator.api import (
@@ -80,14 +81,7 @@ def worker_template(
     ray = _ray_container(model, "ray-worker")
     ray["ports"] = _ports(metrics=METRICS_PORT, serve=HTTP_PORT)
     ray["resources"] = _worker_resources(model, artifact, placement)
-    # In place of KubeRay's: that one gives up after two seconds, once, and a busy node would flap out of the
-    # Service. Ray's proxy answers here as soon as a replica lives in this pod.
-    ray["readinessProbe"] = {
-        "httpGet": {"path": "/-/healthz", "port": HTTP_PORT},
-        "periodSeconds": 5,
-        "timeoutSeconds": 10,
-        "failureThreshold": 3,
-    }
+    ray["readinessProbe"] = _answers(model)
     template = _template(
         model,
         config,
@@ -134,6 +128,23 @@ def _template(
     if config.dns.cluster_ip:
         spec |= _sealed_resolver(model, config, config.dns.cluster_ip)
     return {"metadata": {"labels": {LABEL_MODEL: model.name, LABEL_COMPONENT: component}}, "spec": spec}
+
+
+def _answers(model: SovereignModel) -> Manifest:
+    """Ready means that a replica answers: the request goes through this pod's proxy to an engine and back.
+
+    KubeRay's own probe asks the proxy only, which is up minutes before the weights are loaded, and Serve
+    calls a deployment healthy while its lost replicas are starting again. No token is generated.
+    """
+    question = json.dumps({"model": model.name, "prompt": "."})
+    command = ["wget", "--quiet", "--tries=1", "--timeout=8", "--output-document=/dev/null"]
+    command += ["--header=Content-Type: application/json", f"--post-data={question}"]
+    return {
+        "exec": {"command": [*command, f"http://127.0.0.1:{HTTP_PORT}/tokenize"]},
+        "periodSeconds": 10,
+        "timeoutSeconds": 10,
+        "failureThreshold": 3,
+    }
 
 
 def _ray_container(model: SovereignModel, name: str) -> Manifest:

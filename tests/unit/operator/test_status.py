@@ -97,6 +97,14 @@ def test_a_worker_pod_that_is_gone_is_a_loss_before_serve_notices() -> None:
     assert universe.reason() == "AllChecksPassed"
 
 
+def test_a_worker_that_runs_and_does_not_answer_is_a_loss_although_serve_calls_it_healthy() -> None:
+    universe = a_serving_universe()
+    pod = next(child for key, child in universe.children.items() if key[0] == "Pod")
+    pod["status"] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}
+    universe.settle()
+    assert universe.reason() == universe.reason("Serving") == "ReplicasMissing"
+
+
 def test_a_cluster_that_carries_another_rendering_is_not_ready() -> None:
     universe = a_serving_universe(upgrade={"strategy": "newCluster"})
     marks = universe.of("RayCluster")[0]["metadata"]["annotations"]

@@ -37,6 +37,9 @@ from tests.unit.operator.builders import COMMIT, IMAGE, a_config, a_node, an_art
 START = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 NAMESPACE = "models"
 
+# A worker whose readiness probe was answered.
+RUNNING = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+
 
 def a_body(name: str = "mixtral", **spec: Any) -> Manifest:
     """A SovereignModel as the API server sends it; keywords replace members of spec."""
@@ -203,7 +206,7 @@ class Universe:
     def start_pod(self, name: str, component: str = "worker", **fields: Any) -> None:
         labels = {LABEL_MODEL: name_of(self.body), LABEL_COMPONENT: component}
         pod = {"kind": "Pod", "metadata": {"name": name, "uid": name, "labels": labels}}
-        self.children["Pod", name] = pod | {"status": {"phase": "Running"} | fields}
+        self.children["Pod", name] = pod | {"status": RUNNING | fields}
 
     def serving(
         self, cluster: str, app: str = "RUNNING", deployment: str = "HEALTHY", ready: str = "True"

@@ -11,7 +11,7 @@ from sovereign_operator import status
 from sovereign_operator.events import event
 from sovereign_operator.plan import Plan
 from sovereign_operator.world import condition_of
-from tests.unit.operator.builders import COMMIT, DIGEST
+from tests.unit.operator.builders import COMMIT, DIGEST, a_node
 from tests.unit.operator.worlds import START, Universe, a_body, a_serving_universe
 
 
@@ -103,6 +103,18 @@ def test_a_worker_that_runs_and_does_not_answer_is_a_loss_although_serve_calls_i
     pod["status"] = {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]}
     universe.settle()
     assert universe.reason() == universe.reason("Serving") == "ReplicasMissing"
+
+
+def test_of_a_rank_that_spans_pods_only_the_one_with_its_replica_has_a_proxy() -> None:
+    parallelism = {"tensor": 8, "pipeline": 2}
+    universe = Universe(body=a_body(serving={"parallelism": parallelism}))
+    universe.nodes = (a_node("a"), a_node("b"))
+    universe.mirrored()
+    universe.settle()
+    universe.start_cluster()
+    universe.start_pod("one-1", conditions=[{"type": "Ready", "status": "False"}])
+    universe.settle()
+    assert universe.reason() == "AllChecksPassed"
 
 
 def test_a_cluster_that_carries_another_rendering_is_not_ready() -> None:

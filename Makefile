@@ -27,11 +27,12 @@ demo-down: setup ## End and remove everything that the demo started
 
 .PHONY: test
 test: verify ## All tests this machine can run; what it cannot run is skipped with its reason
-	$(PYTEST) tests
+	$(PYTEST) tests/unit tests/dataplane tests/controlplane -n 2 --dist loadfile
+	$(PYTEST) tests/serving tests/cluster
 
 .PHONY: test-fast
 test-fast: setup ## Unit tests only, under 30 s
-	$(PYTEST) tests/unit -n 2 -q
+	$(PYTEST) tests/unit -n 2 --dist loadfile -q
 
 .PHONY: verify
 verify: setup ## Generated files are current, code is formatted, typed and keeps its layers

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SYSTEM, MODELS, HUB = "sovereign-system", "models", "demo-hub"
 DEMO_REPO = "sovereign-demo/tiny-moe"
 PRODUCT_LABEL = "sovereign.dev/accelerator-product"
+HUB_TOKEN = "demo-token"  # what the hub double knows as signed in; no secret
 HUB_ENDPOINT = f"http://hub.{HUB}.svc.cluster.local:8000"
 IMAGES = ("operator", "airgap", "registry", "serving-cpu", "demo-hub")
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
@@ -150,7 +151,8 @@ def _hub_manifests(image: str) -> list[Manifest]:
     serve = {
         **container,
         "name": "hub",
-        "command": ["python3.11", "-m", "dev.hub", "/srv/hub", "--host", "0.0.0.0", "--port", "8000"],
+        "command": ["python3.11", "-m", "dev.hub", "/srv/hub"],
+        "args": ["--host", "0.0.0.0", "--port", "8000", "--token", HUB_TOKEN],
         "ports": [{"name": "api", "containerPort": 8000}, {"name": "cdn", "containerPort": 8001}],
         "readinessProbe": {"tcpSocket": {"port": 8000}, "periodSeconds": 1},
     }

@@ -37,6 +37,8 @@ GIB: Final = 1024**3
 WEIGHTS: Final = "/weights"
 RESULT_FILE: Final = "/dev/termination-log"
 CA_FOLDER: Final = "/var/run/sovereign/registry-ca"
+# The tokens, or the words of a replica that refuses.
+ANSWERED: Final = '"tokens":|"OpenAIHTTPException"'
 GCS_PORT: Final = 6379
 CLIENT_PORT: Final = 10001
 
@@ -131,16 +133,20 @@ def _template(
 
 
 def _answers(model: SovereignModel) -> Manifest:
-    """Ready means that a replica answers: the request goes through this pod's proxy to an engine and back.
+    """Ready means that an engine answers: the question goes through this pod's proxy to a replica and back.
 
     KubeRay's own probe asks the proxy only, which is up minutes before the weights are loaded, and Serve
-    calls a deployment healthy while its lost replicas are starting again. No token is generated.
+    calls a deployment healthy while its lost replicas are starting again: until one is there, this waits.
+    No token is generated, so a full engine answers too. With Ray 2.60 and vLLM 0.32 the replica's answer is
+    that it cannot tokenize; that is an answer, while a proxy without a route says 404 in other words.
     """
     question = json.dumps({"model": model.name, "prompt": "."})
-    command = ["wget", "--quiet", "--tries=1", "--timeout=8", "--output-document=/dev/null"]
-    command += ["--header=Content-Type: application/json", f"--post-data={question}"]
+    ask = (
+        "wget --quiet --tries=1 --timeout=8 --content-on-error --output-document=- "
+        f"--header='Content-Type: application/json' --post-data='{question}' http://127.0.0.1:{HTTP_PORT}/tokenize"
+    )
     return {
-        "exec": {"command": [*command, f"http://127.0.0.1:{HTTP_PORT}/tokenize"]},
+        "exec": {"command": ["bash", "-c", f"{ask} | grep --quiet --extended-regexp '{ANSWERED}'"]},
         "periodSeconds": 10,
         "timeoutSeconds": 10,
         "failureThreshold": 3,

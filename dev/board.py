@@ -58,7 +58,7 @@ class Board:
 
     def start(self, name: str) -> None:
         stage = self.stages[name]
-        if stage.state != "running":
+        if stage.state == "waiting":
             stage.state, stage.started = "running", monotonic()
             self._say(stage)
 

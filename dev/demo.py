@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         console.print("Interrupted. `make demo` goes on from here, `make demo-down` removes everything.")
         return 130
-    except (RuntimeError, httpx2.HTTPError, OSError) as error:
+    except (RuntimeError, subprocess.SubprocessError, httpx2.HTTPError, OSError) as error:
         console.print(f"[red]make demo failed:[/] {escape(str(error))}", soft_wrap=True)
         return 1
 
@@ -82,16 +83,15 @@ def down(kind: str, console: Console) -> int:
 
 def follow(board: Board, kubectl: Kubectl) -> None:
     """Show the model's conditions as they change; return when it is Ready."""
-    for name in FOLLOWED:
-        board.start(name) if name == FOLLOWED[0] else None
+    board.start(FOLLOWED[0])
     model: Manifest = {}
     for model in kubectl.watch("-n", stack.MODELS, "smodel", NAME, seconds=PATIENCE):
         if model.get("status", {}).get("observedGeneration") != model["metadata"]["generation"]:
             continue
         for name in FOLLOWED:
+            board.start(name)
             board.note(name, _detail(model, name))
             if not is_true(model, name):
-                board.start(name)
                 break
             board.finish(name)
         if is_true(model, "Stalled"):

@@ -27,8 +27,10 @@ demo-down: setup ## End and remove everything that the demo started
 
 .PHONY: test
 test: verify ## All tests this machine can run; what it cannot run is skipped with its reason
-	$(PYTEST) tests/unit tests/dataplane tests/controlplane -n 2 --dist loadfile
-	$(PYTEST) tests/serving tests/cluster
+	$(PYTEST) tests/unit tests/dataplane -n 2 --dist loadfile
+	$(PYTEST) tests/controlplane
+	$(PYTEST) tests/serving
+	$(PYTEST) tests/cluster
 
 .PHONY: test-fast
 test-fast: setup ## Unit tests only, under 30 s

@@ -26,11 +26,16 @@ demo-down: setup ## End and remove everything that the demo started
 ##@ Check it
 
 .PHONY: test
-test: verify ## All tests this machine can run; what it cannot run is skipped with its reason
+test: verify binaries ## All tests this machine can run; what it cannot run is skipped with its reason
 	$(PYTEST) tests/unit tests/dataplane -n 2 --dist loadfile
 	$(PYTEST) tests/controlplane
 	$(PYTEST) tests/serving
 	$(PYTEST) tests/cluster
+
+# Before the tests, because a first build takes longer than any test may.
+.PHONY: binaries
+binaries: setup
+	@$(PY) -m dev binaries >/dev/null
 
 .PHONY: test-fast
 test-fast: setup ## Unit tests only, under 30 s

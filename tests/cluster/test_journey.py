@@ -20,7 +20,8 @@ from dev.kubectl import Kubectl, KubectlFailed, Manifest, is_true
 from dev.stack import MODELS, SYSTEM, Stack
 from tests.cluster.audit import AuditLog
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+# The first test also waits for the images, which take their time where nothing is cached.
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]
 
 OPERATOR = f"system:serviceaccount:{SYSTEM}:sovereign-operator"
 PROMPT = "Who are you?"

@@ -38,7 +38,7 @@ binaries: setup
 	@$(PY) -m dev binaries >/dev/null
 
 .PHONY: test-fast
-test-fast: setup ## Unit tests only, under 30 s
+test-fast: setup ## Unit tests only, under a minute
 	$(PYTEST) tests/unit -n 2 --dist loadfile -q
 
 .PHONY: verify

@@ -186,7 +186,6 @@ def test_a_resync_without_changes_sends_no_request(
     asked = [r for r in audit.by(OPERATOR) if r.verb != "watch"]
     assert [r for r in asked if r.writes] == []
     assert {(r.verb, r.resource) for r in asked} <= {("get", "sovereignmodels")}
-    audit.offset = 0
 
 
 def test_a_lost_worker_comes_back_and_ready_tells_the_truth(installed: Stack, model: Manifest) -> None:
@@ -206,13 +205,12 @@ def test_a_lost_policy_comes_back(installed: Stack, model: Manifest) -> None:
 
 def test_the_operator_pod_comes_back_and_changes_nothing(installed: Stack, model: Manifest) -> None:
     kubectl = installed.kubectl
-    before = kubectl.get("-n", MODELS, "rayservice", NAME)["metadata"]["resourceVersion"]
+    before = kubectl.get("-n", MODELS, "rayservice", NAME)["metadata"]["generation"]
     kubectl("-n", SYSTEM, "delete", "pod", "-l", "app.kubernetes.io/name=sovereign-operator", "--wait=true")
     kubectl("-n", SYSTEM, "rollout", "status", "deployment/sovereign-operator", "--timeout=180s", timeout=200)
     wait_ready(kubectl)
     assert ask(kubectl, "Still there?").tokens > 0
-    generation = kubectl.get("-n", MODELS, "rayservice", NAME)["metadata"]
-    assert generation["generation"] == 1 or generation["resourceVersion"] >= before
+    assert kubectl.get("-n", MODELS, "rayservice", NAME)["metadata"]["generation"] == before
 
 
 def test_a_lost_rayservice_comes_back(installed: Stack, model: Manifest) -> None:
@@ -231,11 +229,10 @@ def lose(installed: Stack, kind: str, name: str) -> None:
 
 
 def _appears_anew(kubectl: Kubectl, kind: str, name: str, old_uid: str) -> None:
-    deadline = monotonic() + 120
     for seen in kubectl.watch("-n", MODELS, kind, seconds=120):
         if seen["metadata"]["name"] == name and seen["metadata"]["uid"] != old_uid:
             return
-    raise AssertionError(f"{kind} {name} did not come back within {monotonic() - deadline + 120:.0f} s")
+    raise AssertionError(f"{kind} {name} did not come back within 120 s")
 
 
 def test_a_changed_revision_is_served_only_once_it_is_verified(installed: Stack, model: Manifest) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `sovereign-airgap`: three verbs, and the one place where errors become exit codes.
+"""The command `sovereign-airgap`: its verbs, and the one place where errors become exit codes.
 
 0 done, 1 failed, 2 usage, 3 refused. The result file (a pod's termination message) is written however a run
 ends.
@@ -13,10 +13,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -33,7 +33,14 @@ from sovereign_airgap.errors import (
 )
 from sovereign_airgap.inspect import inspect as inspect_artifact
 from sovereign_airgap.inspect import show
-from sovereign_airgap.pace import Patience
+from sovereign_airgap.options import (
+    FILE,
+    HubReferenceType,
+    OciReferenceType,
+    patience,
+    registry_options,
+    run_options,
+)
 from sovereign_airgap.progress import Progress, served, shown
 from sovereign_airgap.pull import PullOptions, PullResult
 from sovereign_airgap.pull import pull as pull_artifact
@@ -46,67 +53,6 @@ if TYPE_CHECKING:
 RESULT_BYTES = 3 * 1024
 _MESSAGE_CHARACTERS = 1000
 _log = logging.getLogger("sovereign_airgap")
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-class _HubReferenceType(click.ParamType[HubReference]):
-    name = "hf://org/name@commit"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> HubReference:
-        try:
-            return HubReference.parse(str(value))
-        except InvalidReference as error:
-            self.fail(str(error), param, context)
-
-
-class _OciReferenceType(click.ParamType[OciReference]):
-    name = "oci://host/repo"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> OciReference:
-        try:
-            return OciReference.parse(str(value))
-        except InvalidReference as error:
-            self.fail(str(error), param, context)
-
-
-def _registry_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS."),
-        click.option("--ca", type=_FILE, help="PEM file: the only authorities trusted for the registry."),
-        click.option("--docker-config", type=_FILE, help="Docker config with the registry's login."),
-        click.option("--attempts", type=click.IntRange(1), help="Failures in a row before giving up."),
-        click.option("--stall-seconds", type=click.FloatRange(0.1), help="How long nothing may move."),
-        click.option("--longest-pause", type=click.FloatRange(0), help="Seconds between attempts, at most."),
-    ):
-        command = option(command)
-    return command
-
-
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in (
-        click.option("--progress", "how", type=click.Choice(["auto", "json", "none"]), default="auto"),
-        click.option("--progress-port", type=click.IntRange(0, 65535), help="Serve GET /progress here."),
-        click.option("--result-file", type=click.Path(path_type=Path), help="Write the result here as JSON."),
-    ):
-        command = option(command)
-    return command
-
-
-def _patience(attempts: int | None, stall_seconds: float | None, longest_pause: float | None) -> Patience:
-    usual = Patience()
-    stall = usual.stall if stall_seconds is None else stall_seconds
-    longest = usual.longest_pause if longest_pause is None else longest_pause
-    return Patience(
-        attempts=usual.attempts if attempts is None else attempts,
-        stall=stall,
-        connect=min(usual.connect, stall),
-        longest_pause=longest,
-        first_pause=min(usual.first_pause, longest),
-    )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -116,15 +62,15 @@ def cli() -> None:
 
 
 @cli.command("mirror")
-@click.argument("source", type=_HubReferenceType())
-@click.argument("target", type=_OciReferenceType())
+@click.argument("source", type=HubReferenceType())
+@click.argument("target", type=OciReferenceType())
 @click.option("--include", multiple=True, metavar="GLOB", help="Take only files that match (repeatable).")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Leave out files that match (repeatable).")
 @click.option("--endpoint", default=PUBLIC_ENDPOINT, show_default=True, help="Where the hub is.")
-@click.option("--hub-ca", type=_FILE, help="PEM file: the only authorities trusted for the hub.")
-@click.option("--token-file", type=_FILE, help="File with the hub token; nothing else is looked for.")
-@_registry_options
-@_run_options
+@click.option("--hub-ca", type=FILE, help="PEM file: the only authorities trusted for the hub.")
+@click.option("--token-file", type=FILE, help="File with the hub token; nothing else is looked for.")
+@registry_options
+@run_options
 @click.pass_context
 def mirror_command(
     context: click.Context,
@@ -157,7 +103,7 @@ def mirror_command(
         hub_ca=hub_ca,
         token=None if token_file is None else _token(token_file),
         wish=Wish(include, exclude),
-        patience=_patience(attempts, stall_seconds, longest_pause),
+        patience=patience(attempts, stall_seconds, longest_pause),
     )
     progress = Progress()
     with served(progress, progress_port), shown(progress, how):
@@ -172,14 +118,14 @@ def mirror_command(
 
 
 @cli.command("pull")
-@click.argument("reference", type=_OciReferenceType())
+@click.argument("reference", type=OciReferenceType())
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--config-only", is_flag=True, help="Everything but the weights.")
 @click.option(
     "--verify-always", is_flag=True, help="Hash files again even where the marker vouches for them."
 )
-@_registry_options
-@_run_options
+@registry_options
+@run_options
 @click.pass_context
 def pull_command(
     context: click.Context,
@@ -204,7 +150,7 @@ def pull_command(
         access=Access(plain_http, ca, docker_config),
         config_only=config_only,
         verify_always=verify_always,
-        patience=_patience(attempts, stall_seconds, longest_pause),
+        patience=patience(attempts, stall_seconds, longest_pause),
     )
     progress = Progress()
     with served(progress, progress_port), shown(progress, how):
@@ -214,9 +160,9 @@ def pull_command(
 
 
 @cli.command("inspect")
-@click.argument("reference", type=_OciReferenceType())
+@click.argument("reference", type=OciReferenceType())
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
-@_registry_options
+@registry_options
 def inspect_command(
     reference: OciReference,
     as_json: bool,
@@ -230,8 +176,8 @@ def inspect_command(
     """Shows what the artifact REFERENCE is, without its weights."""
     if reference.tag is None and reference.digest is None:
         raise click.UsageError("REFERENCE must name a tag or a digest.")
-    patience = _patience(attempts, stall_seconds, longest_pause)
-    found = inspect_artifact(reference, Access(plain_http, ca, docker_config), patience)
+    asked = patience(attempts, stall_seconds, longest_pause)
+    found = inspect_artifact(reference, Access(plain_http, ca, docker_config), asked)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
     else:

@@ -131,6 +131,48 @@ class UnsafeRedirect(Refusal):
     reason = "UnsafeRedirect"
 
 
+class BundleDefective(Refusal):
+    """A bundle is not one, or not whole: a path too many or too few, or an index that contradicts itself."""
+
+    reason = "BundleDefective"
+
+
+class WrongBase(Refusal):
+    """A delta was made against another bundle than the one that is here."""
+
+    reason = "WrongBase"
+
+
+class OlderVersion(Refusal):
+    """A bundle of this name and key with a higher version was loaded before."""
+
+    reason = "OlderVersion"
+
+
+class NotSigned(Refusal):
+    """A signature was asked for, and too few of the given keys have signed."""
+
+    reason = "NotSigned"
+
+
+class SignatureInvalid(Refusal):
+    """There is a signature by a given key, but it is not over this content."""
+
+    reason = "SignatureInvalid"
+
+
+class KeyUnusable(Refusal):
+    """A file that should hold a key holds something else, or a key of a kind that is not taken."""
+
+    reason = "KeyUnusable"
+
+
+class BomContradicts(Refusal):
+    """The bill of materials does not describe what the bundle carries."""
+
+    reason = "BomContradicts"
+
+
 class RegistryBlobCorrupt(Refusal):
     """The registry serves other bytes than the digest says; it keeps them even when pushed again."""
 

@@ -62,12 +62,21 @@ class ApiServer:
         return f"/{group}/{inside}{plural}" + (f"/{name}" if name else "")
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> Manifest:
-        answer = self._client.request(method, path, json=body, headers=headers)
+        answer = self._asked(method, path, body, headers)
         if answer.status_code == 404 and method in ("GET", "DELETE"):
             return {}
         assert answer.status_code < 300, f"{method} {path}: {answer.status_code} {answer.text[:800]}"
         found: Manifest = answer.json()
         return found
+
+    def _asked(self, method: str, path: str, body: Any, headers: dict[str, str]) -> httpx2.Response:
+        """As every Kubernetes client does: on 429 (a cache that still fills) ask again when told to."""
+        for _ in range(30):
+            answer = self._client.request(method, path, json=body, headers=headers)
+            if answer.status_code != 429:
+                break
+            time.sleep(float(answer.headers.get("Retry-After", 1)))
+        return answer
 
     def serves(self, path: str) -> bool:
         return bool(self._client.get(path).status_code == 200)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where things lie in a bundle, and reading it without trusting it: a directory here, parts in `parts`.
+
+Nothing is followed that is not a plain file, no path is opened that the format does not know.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from sovereign_airgap.digest import Digest
+from sovereign_airgap.disk import explained
+from sovereign_airgap.errors import BundleDefective, DigestMismatch, DiskFailed, SizeMismatch
+
+INDEX = "index.json"
+OCI_LAYOUT = "oci-layout"
+CONTENTS = "CONTENTS.txt"
+OCI_LAYOUT_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
+_BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
+_SIGNATURE = re.compile(r"signatures/([0-9a-f]{64})\.dsse\.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One path of a bundle. `defect` says why it may not be there; None where it may."""
+
+    path: str
+    size: int
+    defect: str | None = None
+
+    @property
+    def digest(self) -> Digest | None:
+        """The digest that the path promises, for blobs."""
+        return blob_digest(self.path)
+
+
+class BundleReader(Protocol):
+    """A bundle that can be read from any offset; threads may share it.
+
+    `describe` is how messages call it. `entries` lists every path, allowed or not, sorted, each once.
+    """
+
+    @property
+    def describe(self) -> str: ...
+
+    def entries(self) -> Iterator[Entry]: ...
+
+    def size(self, path: str) -> int | None:
+        """Bytes of an allowed path; None where it is not there."""
+
+    def open(self, path: str) -> BinaryIO:
+        """A seekable stream of its own over an allowed path; raises BundleDefective where there is none."""
+
+
+def blob_path(digest: Digest) -> str:
+    return f"blobs/sha256/{digest.hex}"
+
+
+def blob_digest(path: str) -> Digest | None:
+    found = _BLOB.fullmatch(path)
+    return Digest.parse(f"sha256:{found[1]}") if found else None
+
+
+def signature_path(key_id: str) -> str:
+    return f"signatures/{key_id}.dsse.json"
+
+
+def signature_key_id(path: str) -> str | None:
+    found = _SIGNATURE.fullmatch(path)
+    return found[1] if found else None
+
+
+def is_allowed(path: str) -> bool:
+    """Whether the format knows a file of this path."""
+    return path in (INDEX, OCI_LAYOUT, CONTENTS) or bool(_BLOB.fullmatch(path) or _SIGNATURE.fullmatch(path))
+
+
+def read(reader: BundleReader, path: str, limit: int) -> bytes:
+    """A small file whole; raises SizeMismatch where it is larger than `limit` bytes."""
+    with reader.open(path) as stream, explained(Path(path)):
+        content = stream.read(limit + 1)
+    if len(content) > limit:
+        raise SizeMismatch(f"Expected {path} in {reader.describe} to have at most {limit} bytes, found more.")
+    return content
+
+
+def read_blob(reader: BundleReader, digest: Digest, size: int) -> bytes:
+    """A small blob whole, compared with its size and digest."""
+    content = read(reader, blob_path(digest), size)
+    if len(content) != size:
+        raise SizeMismatch(
+            f"Expected {size} bytes of {digest} in {reader.describe}, found {len(content)}; copy the "
+            "bundle again."
+        )
+    found = Digest.of(content)
+    if found != digest:
+        raise DigestMismatch(
+            f"Expected {digest} in {reader.describe}, found bytes of {found}; copy it again."
+        )
+    return content
+
+
+class Directory:
+    """A bundle as a directory."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        if not stat.S_ISDIR(_status(root).st_mode):
+            raise BundleDefective(f"Expected {root} to be a bundle's directory, found a file.")
+
+    @property
+    def describe(self) -> str:
+        return str(self._root)
+
+    def entries(self) -> Iterator[Entry]:
+        yield from sorted(self._walk(self._root, ""), key=lambda entry: entry.path)
+
+    def size(self, path: str) -> int | None:
+        if not is_allowed(path):
+            return None
+        try:
+            found = (self._root / path).lstat()
+        except OSError:
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def open(self, path: str) -> BinaryIO:
+        if not is_allowed(path):
+            raise BundleDefective(f"{ascii(path)[:200]} is no path of a bundle.")
+        try:
+            descriptor = os.open(
+                self._root / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            )
+        except FileNotFoundError as error:
+            raise BundleDefective(
+                f"Expected {path} in {self._root}, found none; copy the bundle again."
+            ) from error
+        except OSError as error:
+            raise DiskFailed(
+                f"{self._root / path} cannot be read: {error.strerror}; copy it again."
+            ) from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BundleDefective(
+                f"Expected {path} in {self._root} to be a plain file, found something else."
+            )
+        return os.fdopen(descriptor, "rb", buffering=0)
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[Entry]:
+        with explained(folder), os.scandir(folder) as found:
+            for item in found:
+                path = prefix + item.name
+                status = item.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    if path in ("blobs", "blobs/sha256", "signatures"):
+                        yield from self._walk(folder / item.name, path + "/")
+                    else:
+                        yield Entry(path + "/", 0, "a folder that does not belong there")
+                else:
+                    yield Entry(path, status.st_size, _defect(path, status))
+
+
+def _defect(path: str, status: os.stat_result) -> str | None:
+    if stat.S_ISLNK(status.st_mode):
+        return "a symbolic link"
+    if not stat.S_ISREG(status.st_mode):
+        return "a device, a pipe or a socket"
+    if status.st_nlink > 1:
+        return "a hard link: another name could change it after it was checked"
+    return None if is_allowed(path) else "a file that does not belong there"
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.lstat()
+    except OSError as error:
+        raise BundleDefective(f"Expected a bundle at {path}, found none ({error.strerror}).") from error

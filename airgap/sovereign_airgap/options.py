@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options and arguments that several verbs take, each with one meaning everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from sovereign_airgap.errors import InvalidReference
+from sovereign_airgap.pace import Patience
+from sovereign_airgap.reference import HubReference, OciReference
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class HubReferenceType(click.ParamType[HubReference]):
+    """An argument `hf://org/name@COMMIT`."""
+
+    name = "hf://org/name@commit"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> HubReference:
+        try:
+            return HubReference.parse(str(value))
+        except InvalidReference as error:
+            self.fail(str(error), param, context)
+
+
+class OciReferenceType(click.ParamType[OciReference]):
+    """An argument `oci://HOST/REPO[:TAG][@DIGEST]`."""
+
+    name = "oci://host/repo"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> OciReference:
+        try:
+            return OciReference.parse(str(value))
+        except InvalidReference as error:
+            self.fail(str(error), param, context)
+
+
+def registry_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How to reach the registry, and how patient to be: see `Access` and `patience`."""
+    for option in (
+        click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS."),
+        click.option("--ca", type=FILE, help="PEM file: the only authorities trusted for the registry."),
+        click.option("--docker-config", type=FILE, help="Docker config with the registry's login."),
+        click.option("--attempts", type=click.IntRange(1), help="Failures in a row before giving up."),
+        click.option("--stall-seconds", type=click.FloatRange(0.1), help="How long nothing may move."),
+        click.option("--longest-pause", type=click.FloatRange(0), help="Seconds between attempts, at most."),
+    ):
+        command = option(command)
+    return command
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How a verb that takes long shows where it is, and where it writes its result."""
+    for option in (
+        click.option("--progress", "how", type=click.Choice(["auto", "json", "none"]), default="auto"),
+        click.option("--progress-port", type=click.IntRange(0, 65535), help="Serve GET /progress here."),
+        click.option("--result-file", type=click.Path(path_type=Path), help="Write the result here as JSON."),
+    ):
+        command = option(command)
+    return command
+
+
+def patience(attempts: int | None, stall_seconds: float | None, longest_pause: float | None) -> Patience:
+    """The usual patience with what the user changed of it; seconds."""
+    usual = Patience()
+    stall = usual.stall if stall_seconds is None else stall_seconds
+    longest = usual.longest_pause if longest_pause is None else longest_pause
+    return Patience(
+        attempts=usual.attempts if attempts is None else attempts,
+        stall=stall,
+        connect=min(usual.connect, stall),
+        longest_pause=longest,
+        first_pause=min(usual.first_pause, longest),
+    )

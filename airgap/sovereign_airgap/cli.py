@@ -22,6 +22,7 @@ import click
 from rich.console import Console
 
 from sovereign_airgap.access import Access
+from sovereign_airgap.commands.bundle import bundle_group
 from sovereign_airgap.errors import (
     EXIT_DONE,
     EXIT_USAGE,
@@ -182,6 +183,9 @@ def inspect_command(
         click.echo(json.dumps(found.as_json(), indent=2))
     else:
         show(found, Console())
+
+
+cli.add_command(bundle_group)
 
 
 def run(arguments: Sequence[str]) -> int:

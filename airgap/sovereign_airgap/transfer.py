@@ -8,13 +8,13 @@ hashed without being sent, and the rest is sent. Memory is one buffer per file, 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import BinaryIO
 
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.errors import RegistryForbidden, SizeMismatch
-from sovereign_airgap.hub import Hub, HubWindow, SourceRestarted, WindowRefused, wrong_bytes
+from sovereign_airgap.errors import RegistryForbidden
+from sovereign_airgap.hub import Hub, SourceRestarted
+from sovereign_airgap.hub_stream import Hashes, HubStream
 from sovereign_airgap.listing import HubFile
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.reference import HubReference
@@ -27,112 +27,34 @@ from sovereign_airgap.uploads import (
     RefusedByRegistry,
     SessionLost,
     UploadSession,
+    put_blob,
 )
 from sovereign_airgap.wire import BUFFER_BYTES, LineBroken, Upload
 
-# A source that brings less than this between two failures is not getting anywhere.
-_PROGRESS_BYTES = 1024 * 1024
 
+@dataclass(frozen=True, slots=True)
+class RegistryStore:
+    """A repository of a registry as the place where a model's blobs go."""
 
-class _Hash(Protocol):
-    def update(self, data: memoryview | bytes, /) -> None: ...
-    def copy(self) -> Self: ...
-    def hexdigest(self) -> str: ...
+    registry: Registry
+    progress: Progress
+    chunk: int = CHUNK_BYTES
+    mount_from: tuple[str, ...] = ()
 
+    def has_blob(self, digest: Digest, size: int) -> bool:
+        return self.registry.has_blob(digest, size)
 
-@dataclass(slots=True)
-class Hashes:
-    """sha256 always; the git blob id only where the Hub lists nothing better."""
+    def put_blob(self, content: bytes) -> Digest:
+        return put_blob(self.registry, content)
 
-    sha256: _Hash
-    blob: _Hash | None
+    def carry(self, hub: Hub, source: HubReference, file: HubFile, header: HeaderCollector | None) -> Digest:
+        return Transfer(
+            hub, source, self.registry, file, self.progress, header, self.chunk, self.mount_from
+        ).run()
 
-    @classmethod
-    def start(cls, file: HubFile) -> Self:
-        blob = None
-        if file.sha256 is None:
-            blob = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-        return cls(hashlib.sha256(), blob)
-
-    def update(self, view: memoryview) -> None:
-        self.sha256.update(view)
-        if self.blob is not None:
-            self.blob.update(view)
-
-    def copy(self) -> Hashes:
-        return Hashes(self.sha256.copy(), None if self.blob is None else self.blob.copy())
-
-
-class _Source:
-    """The hub's bytes from any offset on, window after window."""
-
-    def __init__(self, hub: Hub, reference: HubReference, file: HubFile) -> None:
-        self._hub = hub
-        self._reference = reference
-        self._file = file
-        self._window: HubWindow | None = None
-        self.position = 0
-        self._failures = 0
-        self._failed_at = 0
-        self._opened_at = -1
-
-    def seek(self, offset: int) -> None:
-        if offset != self.position:
-            self.close()
-            self.position = offset
-
-    def readinto(self, view: memoryview) -> int:
-        """Some bytes from `position` on, never 0; a broken window is opened again where it broke."""
-        while True:
-            try:
-                if self._window is None:
-                    self._open()
-                assert self._window is not None
-                count = self._window.download.readinto(view)
-                if count:
-                    self.position += count
-                    return count
-                self.close()
-                self._require_progress()
-            except (LineBroken, WindowRefused) as error:
-                self.close()
-                if self.position - self._failed_at >= _PROGRESS_BYTES:
-                    self._failures = 0
-                self._failures += 1
-                self._failed_at = self.position
-                self._hub.wait_or_give_up(self._failures, self._file, error)
-
-    def _require_progress(self) -> None:
-        # Windows that end at once, again and again, are no source.
-        if self.position == self._opened_at:
-            raise LineBroken("the body ended before its first byte")
-
-    def require_end(self) -> None:
-        """The body must end where the listing says: one byte more is one too many."""
-        if self._window is not None and self._window.download.length is None:
-            try:
-                surplus = self._window.download.readinto(memoryview(bytearray(1)))
-            except LineBroken:
-                surplus = 0
-            if surplus:
-                raise SizeMismatch(
-                    f"Expected {self._file.size} bytes of {self._file.path!a} as listed, found more."
-                )
-        self.close()
-
-    def close(self) -> None:
-        window, self._window = self._window, None
-        if window is not None:
-            window.download.close()
-
-    def _open(self) -> None:
-        end = min(self._file.size, self.position + self._hub.window)
-        window = self._hub.open(self._reference, self._file, self.position, end)
-        if window.start != self.position:
-            self._window, self.position, self._opened_at = window, window.start, window.start
-            raise SourceRestarted
-        self._window = window
-        self._opened_at = window.start
+    def open_blob(self, digest: Digest) -> BinaryIO | None:
+        """None: the hub serves a file's first bytes as cheaply as the registry does."""
+        return None
 
 
 @dataclass(slots=True)
@@ -160,7 +82,7 @@ class Transfer:
     def run(self) -> Digest:
         """Moves the file and returns its digest; the registry holds the blob when this returns."""
         session = UploadSession(self.registry)
-        source = _Source(self.hub, self.source, self.file)
+        source = HubStream(self.hub, self.source, self.file)
         try:
             return self._run(session, source)
         except BaseException:
@@ -170,7 +92,7 @@ class Transfer:
         finally:
             source.close()
 
-    def _run(self, session: UploadSession, source: _Source) -> Digest:
+    def _run(self, session: UploadSession, source: HubStream) -> Digest:
         failures = 0
         best = 0
         started = False
@@ -214,7 +136,7 @@ class Transfer:
                 session.cancel()
         return session.begin()
 
-    def _send_all(self, session: UploadSession, source: _Source) -> None:
+    def _send_all(self, session: UploadSession, source: HubStream) -> None:
         size = self.file.size
         while self._position < size or session.acknowledged < size:
             source.seek(self._position)
@@ -234,13 +156,13 @@ class Transfer:
                 raise
             self._boundary, self._at_boundary = end, self._hashes.copy()
 
-    def _pipe(self, source: _Source, upload: Upload, end: int, session: UploadSession) -> None:
+    def _pipe(self, source: HubStream, upload: Upload, end: int, session: UploadSession) -> None:
         while self._position < end:
             refused = upload.write(self._read(source, end - self._position))
             if refused is not None:
                 session.accept(refused, -1)
 
-    def _read(self, source: _Source, limit: int) -> memoryview:
+    def _read(self, source: HubStream, limit: int) -> memoryview:
         offset = self._position
         count = source.readinto(self._buffer[:limit])
         view = self._buffer[:count]
@@ -252,13 +174,7 @@ class Transfer:
         return view
 
     def _checked(self) -> Digest:
-        digest = Digest(self._hashes.sha256.hexdigest())
-        if self.file.sha256 is not None and digest != self.file.sha256:
-            raise wrong_bytes(self.file, str(self.file.sha256), str(digest))
-        if self._hashes.blob is not None and self._hashes.blob.hexdigest() != self.file.blob_id:
-            found = self._hashes.blob.hexdigest()
-            raise wrong_bytes(self.file, f"git blob {self.file.blob_id}", f"git blob {found}")
-        return digest
+        return self._hashes.require_listed(self.file)
 
     def _wait(self, fault: Exception, failures: int) -> None:
         after = fault.after if isinstance(fault, RefusedByRegistry) else None

@@ -19,6 +19,7 @@ INSIDE = """
 import asyncio, dataclasses, json, os
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import FrontendArgs
+from ray.llm._internal.serve.core.server import llm_server
 from sovereign_serving.offline import NotOffline
 from sovereign_serving.replica import StartOffline
 
@@ -28,10 +29,13 @@ def refusal():
     except NotOffline as error:
         return str(error)
 
+collector = llm_server.push_telemetry_report_for_all_models
 complete = refusal()
+collected = llm_server.push_telemetry_report_for_all_models is collector
 del os.environ["HF_HUB_OFFLINE"]
 fields = [field.name for kind in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(kind)]
-print(json.dumps({"complete": complete, "incomplete": refusal(), "fields": fields}))
+said = {"complete": complete, "incomplete": refusal(), "collected": collected}
+print(json.dumps({**said, "fields": fields}))
 """
 
 
@@ -61,6 +65,10 @@ def test_every_argument_of_the_engine_has_been_judged(inside: dict[str, object])
 def test_a_replica_looks_for_the_offline_environment_itself(inside: dict[str, object]) -> None:
     assert inside["complete"] is None
     assert "HF_HUB_OFFLINE is not set" in str(inside["incomplete"])
+
+
+def test_a_replica_gathers_no_usage_report(inside: dict[str, object]) -> None:
+    assert inside["collected"] is False
 
 
 def test_a_short_first_prompt_in_bfloat16_is_survived(

@@ -40,7 +40,6 @@ CA_FOLDER: Final = "/var/run/sovereign/registry-ca"
 # The tokens, or the words of a replica that refuses.
 ANSWERED: Final = '"tokens":|"OpenAIHTTPException"'
 GCS_PORT: Final = 6379
-CLIENT_PORT: Final = 10001
 
 # Without a limit, weights fill a node's disk. Blocks and folders take a little more than the bytes.
 WEIGHTS_SLACK_PERCENT: Final = 105
@@ -63,9 +62,7 @@ def head_template(model: SovereignModel, artifact: Artifact, config: OperatorCon
     device = model.spec.serving.device
     request, limit = HEAD_MEMORY[device]
     ray = _ray_container(model, "ray-head")
-    ray["ports"] = _ports(
-        gcs=GCS_PORT, dashboard=DASHBOARD_PORT, client=CLIENT_PORT, metrics=METRICS_PORT, serve=HTTP_PORT
-    )
+    ray["ports"] = _ports(gcs=GCS_PORT, dashboard=DASHBOARD_PORT, metrics=METRICS_PORT, serve=HTTP_PORT)
     ray["resources"] = {
         "requests": {"cpu": cores(HEAD_CPU[device]), "memory": size(request)},
         "limits": {"memory": size(limit)},

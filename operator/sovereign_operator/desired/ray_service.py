@@ -32,6 +32,14 @@ OBJECT_STORE: Final = {Device.CUDA: "4294967296", Device.CPU: "100000000"}
 # is slower than that.
 AGENT_PORTS: Final = {"dashboard-agent-grpc-port": "52366", "runtime-env-agent-port": "52367"}
 
+# The head computes nothing. Port 0: Ray's client server, which runs whatever it is sent, is not started.
+HEAD_START_PARAMS: Final = {
+    "dashboard-host": "0.0.0.0",  # noqa: S104  (inside the seal)
+    "num-cpus": "0",
+    "num-gpus": "0",
+    "ray-client-server-port": "0",
+}
+
 Scalar = bool | int | float | str
 
 
@@ -78,7 +86,7 @@ def ray_cluster(
         "enableInTreeAutoscaling": False,
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
-            "rayStartParams": {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"} | node,  # noqa: S104
+            "rayStartParams": HEAD_START_PARAMS | node,
             "template": head_template(model, artifact, config),
         },
         "workerGroupSpecs": [group],

@@ -228,8 +228,16 @@ def test_a_rank_over_two_pods_is_one_group_of_hosts() -> None:
 def test_every_ray_node_is_told_its_agents_ports() -> None:
     """Left to itself, an agent on a busy host reports its port too late, and Ray ends the node."""
     for group in groups_of(rendered(an_example("tiny-moe"), "tiny-moe")):
-        ports = [value for name, value in group["rayStartParams"].items() if name.endswith("-port")]
-        assert len(set(ports)) == 2
+        started_with = group["rayStartParams"]
+        assert started_with["dashboard-agent-grpc-port"] != started_with["runtime-env-agent-port"]
+
+
+def test_the_heads_client_server_is_not_started() -> None:
+    """It runs whatever it is sent."""
+    head, _ = groups_of(rendered(an_example("tiny-moe"), "tiny-moe"))
+    assert head["rayStartParams"]["ray-client-server-port"] == "0"
+    ports = head["template"]["spec"]["containers"][0]["ports"]
+    assert 10001 not in [port["containerPort"] for port in ports]
 
 
 def test_pods_are_pinned_by_product_labels_and_tolerations() -> None:

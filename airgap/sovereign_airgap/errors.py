@@ -137,6 +137,12 @@ class BundleDefective(Refusal):
     reason = "BundleDefective"
 
 
+class InvalidSpec(Refusal):
+    """What a bundle shall carry was written in a way that cannot be read, or that contradicts itself."""
+
+    reason = "InvalidSpec"
+
+
 class WrongBase(Refusal):
     """A delta was made against another bundle than the one that is here."""
 
@@ -245,7 +251,20 @@ class CertificateUnknown(Failure):
     retryable = False
 
 
+class LoadInProgress(Failure):
+    """Another load (or a prune) is at work in the same place of the registry."""
+
+    reason = "LoadInProgress"
+
+
 # -- failed: here -------------------------------------------------------------------------------------------
+
+
+class BundleExists(Failure):
+    """Something lies already where a new bundle shall be written; nothing is ever overwritten."""
+
+    reason = "BundleExists"
+    retryable = False
 
 
 class DiskFull(Failure):

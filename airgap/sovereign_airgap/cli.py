@@ -23,6 +23,9 @@ from rich.console import Console
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.commands.bundle import bundle_group
+from sovereign_airgap.commands.keygen import keygen_command
+from sovereign_airgap.commands.sign import sign_command
+from sovereign_airgap.commands.verify import verify_command
 from sovereign_airgap.errors import (
     EXIT_DONE,
     EXIT_USAGE,
@@ -186,6 +189,9 @@ def inspect_command(
 
 
 cli.add_command(bundle_group)
+cli.add_command(keygen_command)
+cli.add_command(sign_command)
+cli.add_command(verify_command)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -44,6 +44,27 @@ class OciReferenceType(click.ParamType[OciReference]):
             self.fail(str(error), param, context)
 
 
+class SignableType(click.ParamType[Path | OciReference]):
+    """An argument that is a bundle's path or `oci://HOST/REPO@sha256:…`: a tag could move meanwhile."""
+
+    name = "bundle|oci://host/repo@digest"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Path | OciReference:
+        if isinstance(value, Path | OciReference):
+            return value
+        if not str(value).startswith("oci://"):
+            return Path(str(value))
+        try:
+            reference = OciReference.parse(str(value))
+        except InvalidReference as error:
+            self.fail(str(error), param, context)
+        if reference.digest is None or reference.tag is not None:
+            self.fail("an artifact is named by its digest, as in oci://HOST/REPO@sha256:…", param, context)
+        return reference
+
+
 def registry_options(command: Callable[..., None]) -> Callable[..., None]:
     """How to reach the registry, and how patient to be: see `Access` and `patience`."""
     for option in (

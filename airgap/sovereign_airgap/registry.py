@@ -192,11 +192,18 @@ class Registry:
             raise self.unexpected("GET of referrers", reply.status)
         return tuple(_descriptor(entry) for entry in entries if entry.get("artifactType") == artifact_type)
 
-    def put_referrer(self, subject: Digest, content: bytes, artifact_type: str) -> Digest:
+    def put_referrer(
+        self,
+        subject: Digest,
+        content: bytes,
+        artifact_type: str,
+        annotations: Mapping[str, str] | None = None,
+    ) -> Digest:
         """Stores a manifest that names `subject`, and lists it under the fallback tag where nobody else does.
 
-        Older referrers of the same artifact type are replaced in the list. Read-modify-write: two writers at
-        once can lose one entry, which the next mirror restores.
+        Older referrers of the same artifact type and annotations are replaced in the list; annotations tell
+        apart what must stand side by side, as signatures by several keys. Read-modify-write: two writers at
+        once can lose one entry, which the next mirror (or signature) restores.
         """
         digest = Digest.of(content)
         reply = self.put_manifest(str(digest), content)
@@ -208,8 +215,10 @@ class Registry:
             **Descriptor(MANIFEST_TYPE, digest, len(content)).as_json(),
             "artifactType": artifact_type,
         }
-        others = [other for other in before if other.get("artifactType") != artifact_type]
-        if before != [*others, entry]:
+        if annotations:
+            entry["annotations"] = {**annotations}
+        others = [other for other in before if _place_of(other) != _place_of(entry)]
+        if entry not in before or len(others) != len(before) - 1:
             manifests: list[Json] = [*others, entry]
             index = canonical_json({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests})
             self.put_manifest(tag, index, INDEX_TYPE)
@@ -353,6 +362,11 @@ def _entries(index: bytes | None) -> list[dict[str, Json]]:
     if not isinstance(manifests, list):
         raise MalformedManifest("Expected a list of referrers, found an index without manifests.")
     return [entry for entry in manifests if isinstance(entry, dict)]
+
+
+def _place_of(entry: dict[str, Json]) -> tuple[Json, Json]:
+    """What only one entry of a list of referrers may have."""
+    return entry.get("artifactType"), entry.get("annotations") or None
 
 
 def _descriptor(entry: dict[str, Json]) -> Descriptor:

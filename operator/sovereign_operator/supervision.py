@@ -40,13 +40,20 @@ async def supervise(
 ) -> None:
     """Runs kopf again and again. Returns when it was ended by a signal."""
     failures = 0
+    stop = asyncio.Event()
+
+    @kopf.on.cleanup(registry=registry)
+    async def let_go(**_: object) -> None:
+        # kopf waits 5 s for the task that waits for this flag, whatever it was that ended the watches.
+        stop.set()
+
     while True:
         await queue.hold()  # the first event opens it again
-        rebuild = asyncio.Event()
-        watcher = asyncio.create_task(_rebuild_when_changed(served, rebuild), name="kuberay-kinds")
+        stop.clear()
+        watcher = asyncio.create_task(_stop_when_changed(served, stop), name="kuberay-kinds")
         started = asyncio.get_running_loop().time()
         try:
-            await _watch(config, registry, rebuild, liveness)
+            await _watch(config, registry, stop, liveness)
         except Exception as error:
             lived = asyncio.get_running_loop().time() - started
             failures = 1 if lived > 60 else failures + 1
@@ -56,8 +63,9 @@ async def supervise(
             await asyncio.sleep(wait)
             continue
         finally:
+            rebuild = watcher.done() and watcher.exception() is None
             watcher.cancel()
-        if not rebuild.is_set():
+        if not rebuild:
             break
         logger.info("KubeRay's kinds came or went: the watches are rebuilt")
     with contextlib.suppress(TimeoutError):
@@ -66,7 +74,7 @@ async def supervise(
 
 
 async def _watch(
-    config: OperatorConfig, registry: kopf.OperatorRegistry, rebuild: asyncio.Event, liveness: str | None
+    config: OperatorConfig, registry: kopf.OperatorRegistry, stop: asyncio.Event, liveness: str | None
 ) -> None:
     namespaces = sorted(set(config.watch_namespaces))
     await kopf.operator(
@@ -75,13 +83,13 @@ async def _watch(
         clusterwide=not namespaces,
         namespaces=namespaces,
         liveness_endpoint=liveness,
-        stop_flag=rebuild,
+        stop_flag=stop,
     )
 
 
-async def _rebuild_when_changed(served: Served, rebuild: asyncio.Event) -> None:
+async def _stop_when_changed(served: Served, stop: asyncio.Event) -> None:
     await kinds_changed(served, LOOK_SECONDS)
-    rebuild.set()
+    stop.set()
 
 
 async def kinds_changed(served: Served, seconds: float) -> None:

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from http import HTTPStatus
 
+from sovereign_airgap.digest import Digest
+from sovereign_airgap.disk import HalfWritten
 from sovereign_airgap.errors import ArtifactNotFound, RegistryBlobCorrupt, SizeMismatch
 from sovereign_airgap.manifest import Descriptor
+from sovereign_airgap.progress import Progress
 from sovereign_airgap.registry import Registry
 from sovereign_airgap.uploads import RefusedByRegistry
 from sovereign_airgap.wire import Download, LineBroken
@@ -56,6 +60,26 @@ class BlobStream:
                 after = error.after if isinstance(error, RefusedByRegistry) else None
                 stalled = isinstance(error, LineBroken) and error.stalled
                 self._registry.wait_or_give_up(self._failures, f"{error} for {self._what}", after, stalled)
+
+    def copy_to(self, half: HalfWritten, progress: Progress) -> Digest:
+        """Writes the whole blob and returns the digest of what came; the caller compares it and publishes."""
+        sha256 = hashlib.sha256()
+        seen = 0
+        while True:
+            room = half.room()
+            try:
+                count = self.readinto(room)
+            except BlobRestarted:
+                progress.moved(-seen)
+                sha256, seen = hashlib.sha256(), 0
+                half.restart()
+                continue
+            if count == 0:
+                return Digest(sha256.hexdigest())
+            sha256.update(room[:count])
+            half.filled(count)
+            seen += count
+            progress.moved(count)
 
     def close(self) -> None:
         download, self._download = self._download, None

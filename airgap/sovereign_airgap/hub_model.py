@@ -8,8 +8,8 @@ the store, and the manifest exists in memory only.
 from __future__ import annotations
 
 import threading
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 
 from sovereign_airgap import facts as model_facts
 from sovereign_airgap.digest import Digest
@@ -33,7 +33,7 @@ from sovereign_airgap.progress import Progress
 from sovereign_airgap.reference import HubReference
 from sovereign_airgap.safetensors_header import PREFIX_BYTES, HeaderCollector
 from sovereign_airgap.selection import MAX_INDEX_BYTES, LeftOut, Selection, Taken, Wish, index_paths, select
-from sovereign_airgap.stopping import first_cause
+from sovereign_airgap.stopping import all_at_once
 from sovereign_airgap.store import Store
 from sovereign_airgap.strict_json import Json
 from sovereign_airgap.wire import BUFFER_BYTES, LineBroken
@@ -126,21 +126,8 @@ class HubModel:
     def _carry_all(self, taken: tuple[Taken, ...]) -> tuple[Layer, ...]:
         """Several files at once, large ones first."""
         order = sorted(taken, key=lambda item: (-self._files[item.path].size, item.path))
-        with ThreadPoolExecutor(self.parallel, thread_name_prefix="mirror") as pool:
-            futures = [pool.submit(self._carry, self._files[item.path], item.media_type) for item in order]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                if all(future.exception() is None for future in done):
-                    return tuple(future.result() for future in futures)
-            except BaseException:
-                self.hub.pace.stop()
-                raise
-            finally:
-                for future in futures:
-                    future.cancel()
-            self.hub.pace.stop()
-        errors = [future.exception() for future in futures if future.done() and not future.cancelled()]
-        raise first_cause(errors)
+        calls = [partial(self._carry, self._files[item.path], item.media_type) for item in order]
+        return tuple(all_at_once(calls, self.hub.pace, self.parallel, "mirror"))
 
     def _carry(self, file: HubFile, media_type: str) -> Layer:
         self.hub.pace.check()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from sovereign_airgap import strict_json
 from sovereign_airgap.access import Access
-from sovereign_airgap.blobs import BlobRestarted, BlobStream, corrupt
+from sovereign_airgap.blobs import BlobStream, corrupt
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import (
     HalfWritten,
@@ -34,7 +34,7 @@ from sovereign_airgap.pace import Pace, Patience
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.reference import OciReference
 from sovereign_airgap.registry import Registry
-from sovereign_airgap.stopping import first_cause
+from sovereign_airgap.stopping import all_at_once
 from sovereign_airgap.strict_json import Json
 
 MARKER = ".complete"
@@ -171,20 +171,9 @@ class _Pull:
 
     def _fetch_all(self, layers: list[Layer], places: dict[str, Path]) -> dict[str, _Written]:
         order = sorted(layers, key=lambda layer: (-layer.size, layer.path))
-        with ThreadPoolExecutor(self.options.parallel, thread_name_prefix="pull") as pool:
-            futures = {layer.path: pool.submit(self._fetch, layer, places[layer.path]) for layer in order}
-            try:
-                done, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
-                if all(future.exception() is None for future in done):
-                    return {path: future.result() for path, future in futures.items()}
-            except BaseException:
-                self.pace.stop()
-                raise
-            finally:
-                for future in futures.values():
-                    future.cancel()
-            self.pace.stop()
-        raise first_cause(f.exception() for f in futures.values() if f.done() and not f.cancelled())
+        calls = [partial(self._fetch, layer, places[layer.path]) for layer in order]
+        written = all_at_once(calls, self.pace, self.options.parallel, "pull")
+        return {layer.path: each for layer, each in zip(order, written, strict=True)}
 
     def _fetch(self, layer: Layer, place: Path) -> _Written:
         self.pace.check()
@@ -193,7 +182,7 @@ class _Pull:
         stream = BlobStream(self.registry, blob, ascii(layer.path))
         half = HalfWritten(place, self.options.direct)
         try:
-            found = self._copy(stream, half)
+            found = stream.copy_to(half, self.progress)
             if found != layer.digest:
                 raise corrupt(self.registry, blob, ascii(layer.path), str(found))
             status = half.publish()
@@ -205,25 +194,6 @@ class _Pull:
             stream.close()
         self.progress.finished(layer.path)
         return _Written(status.st_size, status.st_mtime_ns, str(layer.digest))
-
-    def _copy(self, stream: BlobStream, half: HalfWritten) -> Digest:
-        sha256 = hashlib.sha256()
-        seen = 0
-        while True:
-            room = half.room()
-            try:
-                count = stream.readinto(room)
-            except BlobRestarted:
-                self.progress.moved(-seen)
-                sha256, seen = hashlib.sha256(), 0
-                half.restart()
-                continue
-            if count == 0:
-                return Digest(sha256.hexdigest())
-            sha256.update(room[:count])
-            half.filled(count)
-            seen += count
-            self.progress.moved(count)
 
     # -- the marker -----------------------------------------------------------------------------------------
 

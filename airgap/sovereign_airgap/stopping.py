@@ -1,11 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of several errors is the one to report when one failure has ended everything else."""
+"""Doing several things at once, where one failure ends everything else, and which error is then the one to
+report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 from sovereign_airgap.errors import Interrupted, SovereignError
+from sovereign_airgap.pace import Pace
+
+T = TypeVar("T")
+
+
+def all_at_once(calls: Sequence[Callable[[], T]], pace: Pace, parallel: int, name: str) -> list[T]:
+    """The results in the order of the calls, at most `parallel` at a time; raises the first cause."""
+    with ThreadPoolExecutor(parallel, thread_name_prefix=name) as pool:
+        futures = [pool.submit(call) for call in calls]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            if all(future.exception() is None for future in done):
+                return [future.result() for future in futures]
+        except BaseException:
+            pace.stop()
+            raise
+        finally:
+            for future in futures:
+                future.cancel()
+        pace.stop()
+    raise first_cause(f.exception() for f in futures if f.done() and not f.cancelled())
 
 
 def first_cause(errors: Iterable[BaseException | None]) -> BaseException:

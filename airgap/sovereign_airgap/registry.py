@@ -41,6 +41,7 @@ from sovereign_airgap.manifest import (
     canonical_json,
     fallback_tag,
 )
+from sovereign_airgap.oci import DOCUMENT_TYPES
 from sovereign_airgap.pace import Pace
 from sovereign_airgap.strict_json import Json
 from sovereign_airgap.wire import (
@@ -54,7 +55,8 @@ from sovereign_airgap.wire import (
 )
 
 _log = logging.getLogger(__name__)
-_ACCEPT = f"{MANIFEST_TYPE}, {INDEX_TYPE}"
+# Docker's types, too: an image may be of them, and distribution answers 400 to whoever does not take them.
+_ACCEPT = ", ".join(sorted(DOCUMENT_TYPES))
 _PASSING = frozenset([408, 425, 429, 500, 502, 503, 504])
 _GONE_BAD = (
     "the registry's own copy is damaged and pushing again does not replace it; remove the blob from the "

@@ -2,7 +2,8 @@
 """A double of a registry, in this process and in memory: upload sessions, ranges, tags, logins, faults.
 
 It follows distribution where that matters to a client (Range semantics, an old Location after a dropped
-PATCH, no referrers API). What it cannot prove is proven against the real one elsewhere.
+PATCH, no referrers API). Its repositories share all blobs and tags, unless it is `scoped` like a real one.
+What it cannot prove is proven against the real one elsewhere.
 """
 
 from __future__ import annotations
@@ -24,8 +25,13 @@ from urllib.parse import parse_qs, urlsplit
 class RegistryDouble:
     """`next("PATCH", fault)` breaks the next such request; `seen` is every request as `METHOD kind`."""
 
-    def __init__(self, login: tuple[str, str] | None = None, bearer: bool = False) -> None:
+    def __init__(
+        self, login: tuple[str, str] | None = None, bearer: bool = False, scoped: bool = False
+    ) -> None:
         self.login = login
+        self.scoped = scoped
+        self.linked: set[tuple[str, str]] = set()
+        self.mounts = True
         self.bearer = bearer
         self.tokens_given = 0
         self.token_seconds = 60
@@ -75,12 +81,19 @@ class RegistryDouble:
             self._states += 1
             return self._states
 
+    def name_of(self, repository: str, reference: str) -> str:
+        """Where `manifests` keeps it: in a scoped registry after the name of its repository."""
+        return f"{repository}/{reference}" if self.scoped else reference
+
+    def has(self, repository: str, digest: str) -> bool:
+        return digest in self.blobs and (not self.scoped or (repository, digest) in self.linked)
+
     @property
     def tags(self) -> dict[str, str]:
         return {
             name: "sha256:" + hashlib.sha256(content).hexdigest()
             for name, (content, _) in self.manifests.items()
-            if not name.startswith("sha256:")
+            if "sha256:" not in name
         }
 
 
@@ -127,11 +140,11 @@ class _Handler(BaseHTTPRequestHandler):
         if parts.path == "/token":
             self._token()
             return
-        match = re.fullmatch(r"/v2/(?:(.+?)/(blobs|manifests|referrers)/(.*))?", parts.path)
+        match = re.fullmatch(r"/v2/(?:(.+?)/(blobs|manifests|referrers|tags)/(.*))?", parts.path)
         if match is None:
             self.reply(404)
             return
-        kind, self.rest = match[2] or "base", match[3] or ""
+        self.repository, kind, self.rest = match[1] or "", match[2] or "base", match[3] or ""
         if self.rest.startswith("uploads/"):
             kind, self.rest = "uploads", self.rest.removeprefix("uploads/")
         fault = self.registry.take(f"{self.command} {kind}")
@@ -176,25 +189,51 @@ class _Handler(BaseHTTPRequestHandler):
     def _referrers(self) -> None:
         self.reply(404)
 
+    def _tags(self) -> None:
+        prefix = self.registry.name_of(self.repository, "")
+        names = [name.removeprefix(prefix) for name in self.registry.tags if name.startswith(prefix)]
+        self.reply(200, json.dumps({"name": self.repository, "tags": sorted(names)}).encode())
+
     def _manifests(self) -> None:
         manifests = self.registry.manifests
+        name = self.registry.name_of(self.repository, self.rest)
         if self.command == "PUT":
             content = self.body()
             digest = "sha256:" + hashlib.sha256(content).hexdigest()
+            if missing := self._missing(content):
+                errors = {"errors": [{"code": "MANIFEST_BLOB_UNKNOWN", "detail": missing}]}
+                self.reply(400, json.dumps(errors).encode())
+                return
             entry = (content, self.headers["Content-Type"])
-            manifests[digest] = manifests[self.rest] = entry
+            manifests[self.registry.name_of(self.repository, digest)] = manifests[name] = entry
             self.reply(201, Docker_Content_Digest=digest)
             return
-        if self.rest not in manifests:
+        if name not in manifests:
             self.reply(404)
             return
-        content, media_type = manifests[self.rest]
+        if self.command == "DELETE":
+            del manifests[name]
+            self.reply(202)
+            return
+        content, media_type = manifests[name]
         digest = "sha256:" + hashlib.sha256(content).hexdigest()
         self.reply(200, content, Content_Type=media_type, Docker_Content_Digest=digest)
 
+    def _missing(self, content: bytes) -> list[str]:
+        """As distribution does, a scoped registry refuses a manifest whose children it lacks."""
+        registry = self.registry
+        if not registry.scoped:
+            return []
+        document = json.loads(content)
+        blobs = [document["config"], *document["layers"]] if "config" in document else []
+        children = document.get("manifests", [])
+        names = [registry.name_of(self.repository, child["digest"]) for child in children]
+        lacking = [each["digest"] for each in blobs if not registry.has(self.repository, each["digest"])]
+        return lacking + [name for name in names if name not in registry.manifests]
+
     def _blobs(self) -> None:
         content = self.registry.blobs.get(self.rest)
-        if content is None:
+        if content is None or not self.registry.has(self.repository, self.rest):
             self.reply(404)
             return
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -207,7 +246,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _uploads(self) -> None:
         registry = self.registry
         if self.command == "POST":
-            if "mount" in self.query and self.query["mount"] in registry.blobs:
+            mount = self.query.get("mount", "")
+            if registry.mounts and mount and registry.has(self.query.get("from", ""), mount):
+                registry.linked.add((self.repository, mount))
                 self.reply(201)
                 return
             name = f"u{registry.state()}"
@@ -244,6 +285,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.reply(400, b'{"errors":[{"code":"DIGEST_INVALID"}]}')
                 return
             registry.blobs[self.query["digest"]] = bytes(registry.uploads.pop(name))
+            registry.linked.add((self.repository, self.query["digest"]))
             self.reply(201)
 
     def _is_too_large(self) -> bool:
@@ -257,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _accepted(self, name: str, status: int = 202) -> None:
         size = len(self.registry.uploads[name])
         state = self.registry.current[name] = str(self.registry.state())
-        location = f"/v2/x/blobs/uploads/{name}?state={state}"
+        location = f"/v2/{self.repository}/blobs/uploads/{name}?state={state}"
         self.reply(status, Location=location, Range=f"0-{max(0, size - 1)}")
 
 

@@ -61,7 +61,7 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DiskFailed(f"Another pull is writing to {directory}; wait until it has ended.") from error
+            raise DiskFailed(f"Another run is writing to {directory}; wait until it has ended.") from error
         except OSError as error:  # file systems without locks: the rename is still atomic
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
                 raise DiskFailed(f"{directory} cannot be locked: {error.strerror}.") from error
@@ -139,6 +139,14 @@ class HalfWritten:
         if self._filled == BUFFER_BYTES:
             self._write(self._buffer)
             self._filled = 0
+
+    def write(self, content: bytes) -> None:
+        """Takes bytes that somebody else has in memory."""
+        while content:
+            count = min(len(content), len(self.room()))
+            self.room()[:count] = content[:count]
+            self.filled(count)
+            content = content[count:]
 
     def restart(self) -> None:
         """Forgets everything written so far."""

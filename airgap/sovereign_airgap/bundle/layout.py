@@ -6,13 +6,15 @@ Nothing is followed that is not a plain file, no path is opened that the format 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained
@@ -22,6 +24,7 @@ INDEX = "index.json"
 OCI_LAYOUT = "oci-layout"
 CONTENTS = "CONTENTS.txt"
 OCI_LAYOUT_CONTENT = b'{"imageLayoutVersion":"1.0.0"}'
+MAX_ENTRIES = 201_000  # as many blobs as roots may reach, and the few files beside them
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _SIGNATURE = re.compile(r"signatures/([0-9a-f]{64})\.dsse\.json")
 
@@ -83,11 +86,18 @@ def is_allowed(path: str) -> bool:
 
 def read(reader: BundleReader, path: str, limit: int) -> bytes:
     """A small file whole; raises SizeMismatch where it is larger than `limit` bytes."""
+    # A hostile descriptor may promise a petabyte: room is made for what is there, not for what is promised.
+    there = reader.size(path) or 0
     with reader.open(path) as stream, explained(Path(path)):
-        content = stream.read(limit + 1)
+        content = stream.read(min(limit, there) + 1)
     if len(content) > limit:
         raise SizeMismatch(f"Expected {path} in {reader.describe} to have at most {limit} bytes, found more.")
     return content
+
+
+def read_into(stream: BinaryIO, view: memoryview) -> int:
+    """Fills `view` from a reader's stream as far as one read goes; returns the bytes read, 0 at the end."""
+    return cast(io.RawIOBase, stream).readinto(view) or 0
 
 
 def read_blob(reader: BundleReader, digest: Digest, size: int) -> bytes:
@@ -119,7 +129,10 @@ class Directory:
         return str(self._root)
 
     def entries(self) -> Iterator[Entry]:
-        yield from sorted(self._walk(self._root, ""), key=lambda entry: entry.path)
+        found = list(islice(self._walk(self._root, ""), MAX_ENTRIES + 1))
+        if len(found) > MAX_ENTRIES:
+            raise BundleDefective(f"Expected at most {MAX_ENTRIES} files in {self._root}, found more.")
+        yield from sorted(found, key=lambda entry: entry.path)
 
     def size(self, path: str) -> int | None:
         if not is_allowed(path):

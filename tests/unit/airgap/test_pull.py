@@ -293,7 +293,7 @@ def test_a_file_system_that_refuses_direct_writes_is_written_to_anyway(
 
 
 def test_two_pulls_never_write_to_one_directory(shelf: Shelf) -> None:
-    with disk.locked(shelf.directory), pytest.raises(DiskFailed, match="Another pull"):
+    with disk.locked(shelf.directory), pytest.raises(DiskFailed, match="Another run"):
         shelf.pull()
 
 

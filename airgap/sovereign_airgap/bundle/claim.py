@@ -91,7 +91,8 @@ class Claim:
         self._lease = lease
         self._tag = TAG_PREFIX + os.urandom(8).hex()
         self._sure_until: float | None = None
-        self._ahead = 0.0  # how far the registry's clock is ahead of this machine's monotonic one
+        # How far the registry's clock is ahead of this machine's monotonic one: at least, and at most.
+        self._ahead = (0.0, 0.0)
         self._last: Digest | None = None
         self._over = threading.Event()
         self._writing = threading.Lock()
@@ -99,7 +100,8 @@ class Claim:
     def acquire(self) -> None:
         """Holds the place, or raises LoadInProgress at once."""
         put_blob(self._registry, EMPTY_BLOB)
-        self._learn_time(self._registry.ask("GET", self._registry.url("tags/list?n=1")))
+        begun = time.monotonic()
+        self._learn_time(self._registry.ask("GET", self._registry.url("tags/list?n=1")), begun)
         self._write(_WISHING)
         ends = time.monotonic() + DOOR_SECONDS
         while others := self._others():
@@ -112,7 +114,7 @@ class Claim:
 
     def keep(self) -> None:
         """Renews until the claim is released; to be run in a thread of its own."""
-        while not self._over.wait(self._lease / 3):
+        while not self._over.wait((self._lease - _CLOCK_SECONDS) / 3):
             # Whether it failed for good is seen by the time that is left.
             with contextlib.suppress(SovereignError), self._writing:
                 if not self._over.is_set():
@@ -153,7 +155,7 @@ class Claim:
     def _write(self, state: str, until: int | None = None) -> None:
         begun = time.monotonic()
         if until is None:
-            until = int(begun + self._ahead + self._lease)
+            until = int(begun + self._ahead[1] + self._lease)
         content = canonical_json(
             {
                 "schemaVersion": 2,
@@ -172,7 +174,7 @@ class Claim:
                 },
             }
         )
-        self._learn_time(self._registry.put_manifest(self._tag, content))
+        self._learn_time(self._registry.put_manifest(self._tag, content), begun)
         if self._sure_until is not None:
             self.require()  # an answer that came after the claim's end renews nothing
         self._sure_until = begun + self._lease - _CLOCK_SECONDS
@@ -191,21 +193,21 @@ class Claim:
             if content is None:
                 continue  # released since the listing
             found = Claimant.parse(tag, content)
-            if found.is_over(time.monotonic() + self._ahead):
+            if found.is_over(time.monotonic() + self._ahead[0]):
                 self._registry.ask("DELETE", self._registry.url(f"manifests/{tag}"))
             else:
                 others.append(found)
         return others
 
-    def _learn_time(self, reply: Reply) -> None:
+    def _learn_time(self, reply: Reply, begun: float) -> None:
+        """The Date of an answer, in whole seconds, is from some moment since its request began."""
         now = time.time()
-        if reply.status < HTTPStatus.INTERNAL_SERVER_ERROR:
-            with contextlib.suppress(ValueError):  # no Date, or none that can be read: our own clock
-                now = parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
-        self._ahead = now - time.monotonic()
+        with contextlib.suppress(ValueError):  # no Date, or none that can be read: our own clock
+            now = parsedate_to_datetime(reply.headers.get("date", "")).timestamp()
+        self._ahead = (now - time.monotonic(), now + 1 - begun)
 
     def _refused(self, other: Claimant) -> LoadInProgress:
-        left = max(1, round(other.until + _CLOCK_SECONDS - time.monotonic() - self._ahead))
+        left = max(1, round(other.until + _CLOCK_SECONDS - time.monotonic() - self._ahead[0]))
         place = f"{self._registry.origin}/{self._registry.repository}"
         return LoadInProgress(
             f"Expected nobody else to be loading into {place}, found {ascii(other.what)[1:-1][:120]} by "

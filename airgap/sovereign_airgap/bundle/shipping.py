@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 
 from sovereign_airgap.bundle.cargo import Shipment, Stock
 from sovereign_airgap.bundle.layout import blob_path
@@ -19,7 +19,7 @@ from sovereign_airgap.errors import ArtifactNotFound, RegistryForbidden
 from sovereign_airgap.manifest import Descriptor
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.registry import Registry
-from sovereign_airgap.stopping import first_cause
+from sovereign_airgap.stopping import all_at_once
 from sovereign_airgap.uploads import CHUNK_BYTES, UploadSession, put_blob
 from sovereign_airgap.wire import BUFFER_BYTES
 
@@ -56,21 +56,8 @@ class Shipping:
 
     def ship_all(self, shipments: Sequence[Shipment]) -> None:
         """The registry holds all of them when this returns; the first failure ends the others."""
-        with ThreadPoolExecutor(self.parallel, thread_name_prefix="load") as pool:
-            futures = [pool.submit(self.ship, shipment) for shipment in shipments]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                if all(future.exception() is None for future in done):
-                    return
-            except BaseException:
-                self.place.pace.stop()
-                raise
-            finally:
-                for future in futures:
-                    future.cancel()
-            self.place.pace.stop()
-        errors = [future.exception() for future in futures if future.done() and not future.cancelled()]
-        raise first_cause(errors)
+        calls = [partial(self.ship, shipment) for shipment in shipments]
+        all_at_once(calls, self.place.pace, self.parallel, "load")
 
     def ship(self, shipment: Shipment) -> None:
         """One blob, into all of its repositories."""

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dev.binaries import binary
-from dev.cluster import control_plane, dns, network, runtime
+from dev.cluster import control_plane, dns, network, runtime, shelf
 from dev.cluster.control_plane import ENVIRONMENT, free_port, kubeconfig_of
 from dev.cluster.errors import ClusterError
 from dev.cluster.process import awaited
@@ -77,6 +77,7 @@ def prepare(cluster: Cluster, report: Callable[[str], None]) -> None:
         for name in PROCESSES:
             cluster.processes.end(name)
         runtime.remove_containers(cluster)
+        shelf.take(cluster)
     _record_tunables(cluster)
 
 
@@ -100,9 +101,15 @@ def start(cluster: Cluster, report: Callable[[str], None]) -> Cluster:
 
 def stop(cluster: Cluster) -> None:
     """End the node's processes and its pods, and put the machine back as it was; harmless when repeated."""
-    for name in PROCESSES:
+    starters, storage = PROCESSES[:2], PROCESSES[2:]
+    for name in starters:
+        cluster.processes.end(name)
+    reusable = shelf.empty(cluster)
+    for name in storage:
         cluster.processes.end(name)
     runtime.remove_containers(cluster)
+    if reusable:
+        shelf.put_back(cluster)
     network.tear_down(cluster)
     for link in _CONTAINER_LOGS.glob("*.log"):
         if link.is_symlink() and cluster.state_dir in link.readlink().parents:

@@ -36,7 +36,7 @@ def socket(cluster: Cluster) -> Path:
     return folder(cluster) / "containerd.sock"
 
 
-def _containers(cluster: Cluster) -> Path:
+def containers(cluster: Cluster) -> Path:
     """What must survive a restart: images and snapshots."""
     return folder(cluster) / "containerd"
 
@@ -83,14 +83,14 @@ def start_containerd(cluster: Cluster) -> None:
         [str(binary("containerd")), "--config", str(base / "containerd.toml"), "--log-level", "info"],
         ENVIRONMENT,
     )
-    if not awaited(lambda: _ctr(cluster, "version").returncode == 0, 60):
+    if not awaited(lambda: ctr(cluster, "version").returncode == 0, 60):
         raise ClusterError(
             f"containerd does not answer; see {cluster.state_dir / 'logs' / 'containerd.log'}."
         )
     for reference, program in ((PAUSE_IMAGE, "pause"), (DNS_IMAGE, "coredns")):
         archive = base / f"{program}.tar"
         write_program_image(archive, reference, binary(program))
-        done = _ctr(cluster, "images", "import", "--local", str(archive))
+        done = ctr(cluster, "images", "import", "--local", str(archive))
         archive.unlink()
         if done.returncode:
             raise ClusterError(f"containerd does not take the image {reference}: {done.stderr.strip()}")
@@ -112,7 +112,7 @@ def configuration(cluster: Cluster) -> str:
     base = folder(cluster)
     return f"""
 version = 3
-root = "{_containers(cluster)}"
+root = "{containers(cluster)}"
 state = "{_running(cluster)}"
 # Plugins that would write outside this folder, or that need file systems we do not use.
 disabled_plugins = [
@@ -160,7 +160,8 @@ stream_server_address = "127.0.0.1"
 """
 
 
-def _ctr(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+def ctr(cluster: Cluster, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One command to this cluster's containerd, in the namespace of its pods; the caller judges the code."""
     return subprocess.run(
         [str(binary("ctr")), "--address", str(socket(cluster)), "--namespace", "k8s.io", *arguments],
         capture_output=True,
@@ -190,7 +191,7 @@ def remove_containers(cluster: Cluster) -> None:
 
 def _container_ids(cluster: Cluster) -> set[str]:
     """Containers and sandboxes, as containerd's own folders name them: this also works after a crash."""
-    state, root = _running(cluster), _containers(cluster)
+    state, root = _running(cluster), containers(cluster)
     places = [state / "io.containerd.runtime.v2.task" / "k8s.io"]
     places += [root / "io.containerd.grpc.v1.cri" / kind for kind in ("containers", "sandboxes")]
     return {path.name for place in places if place.is_dir() for path in place.iterdir() if path.is_dir()}

@@ -352,6 +352,10 @@ class Site:
     def policies(self) -> list[Manifest]:
         return self.api.list("NetworkPolicy", self.models, "sovereign.dev/owner")
 
+    def await_events(self, *reasons: str) -> None:
+        """Until these were told: an event follows the write that it tells of."""
+        eventually(lambda: set(reasons) <= self.events(), f"events with the reasons {reasons}")
+
     def events(self) -> set[str]:
         return {event["reason"] for event in self.api.list("Event", self.models)}
 

@@ -47,7 +47,7 @@ def test_with_foreground_propagation_the_policies_outlive_the_last_pod(site: Sit
         eventually(lambda: not site.model(), "the model is gone")
         assert len(site.registry.requests) == registry_requests, "a deletion asks the registry for nothing"
     assert not site.player().pods()
-    assert "Deleted" in site.events()
+    site.await_events("Deleted")
 
 
 def test_deleting_the_namespace_leaves_nothing_and_the_policies_go_last(site: Site) -> None:
@@ -111,7 +111,7 @@ def test_a_deletion_that_takes_too_long_lets_the_model_go_and_keeps_the_policies
         eventually(lambda: not site.model(), "the model is gone")
         assert len(site.policies()) >= 5
         assert len(site.player().pods()) == 3
-        eventually(lambda: "PodsRemain" in site.events(), "a warning says so")
+        site.await_events("PodsRemain")
         site.player().stop()
         eventually(lambda: not site.policies(), "the sweep took the policies", 60)
 

@@ -70,7 +70,7 @@ def test_a_manifest_becomes_a_served_model(site: Site) -> None:
     assert status["endpoint"] == f"http://tiny-serve-svc.{site.models}.svc:8000/v1"
     assert status["placement"]["data"] == 2
     assert status["placement"]["why"]
-    assert {"MirrorStarted", "Mirrored", "Placed", "Ready"} <= site.events()
+    site.await_events("MirrorStarted", "Mirrored", "Placed", "Ready")
     requests = list(audit.by(site.user))
     assert requests
     assert not [one for one in requests if one.code == 403]
@@ -164,7 +164,7 @@ def test_what_others_delete_or_change_comes_back_and_ready_tells_the_truth(serve
     served.until("Ready", "Starting")
     player.start()
     served.until("Ready", "AllChecksPassed")
-    assert "ChildRestored" in served.events()
+    served.await_events("ChildRestored")
 
 
 def test_a_changed_revision_is_mirrored_first_while_the_old_one_serves(served: Site) -> None:
@@ -185,7 +185,7 @@ def test_a_changed_revision_is_mirrored_first_while_the_old_one_serves(served: S
     player.start()
     model = served.until("Ready", "AllChecksPassed")
     assert model["status"]["servingArtifact"] == model["status"]["artifact"]["digest"] != old
-    assert {"UpgradeStarted", "Upgraded"} <= served.events()
+    served.await_events("UpgradeStarted", "Upgraded")
 
 
 def test_a_change_of_the_serve_config_alone_is_applied_in_place(served: Site) -> None:

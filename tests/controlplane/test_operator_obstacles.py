@@ -57,7 +57,7 @@ def test_a_failed_mirror_tells_its_reason_and_is_tried_again_at_once_when_asked(
         mirror = model["status"]["mirror"]
         assert (mirror["attempt"], mirror["job"]) == (1, job)
         assert mirror["nextAttempt"]
-        eventually(lambda: "MirrorFailed" in site.events(), "an event tells it")
+        site.await_events("MirrorFailed")
         old = site.mirror_jobs()[0]["metadata"]["uid"]
         site.api.patch(
             "SovereignModel", site.models, "tiny", {"metadata": {"annotations": {"sovereign.dev/retry": "1"}}}

@@ -101,13 +101,14 @@ class Source(ApiModel):
 
 
 class Verification(ApiModel):
-    """Whose signatures the artifact must carry before it is served."""
+    """Whose signatures the artifact must carry before it is served. What is served already stays."""
 
     keys_secret_ref: SecretRef | None = Field(
         default=None,
         description=(
-            "Secret whose values are PEM public keys (Ed25519 or ECDSA P-256). Default: digests only, no "
-            "signatures. Example: {name: vendor-keys}"
+            "Secret in which each entry is one PEM public key (Ed25519 or ECDSA P-256), nothing else. A "
+            "changed Secret is noticed within five minutes. Default: digests only, no signatures. Example: "
+            "{name: vendor-keys}"
         ),
     )
     threshold: int = Field(
@@ -115,7 +116,8 @@ class Verification(ApiModel):
         ge=1,
         le=16,
         description=(
-            "How many of these keys must have signed the artifact. Unit: keys. Default: 1. Example: 2"
+            "How many different ones of these keys must have signed the artifact. Unit: keys. Default: 1. "
+            "Example: 2"
         ),
     )
 

@@ -7,19 +7,21 @@ it is judged absent, because a watch may only be late.
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
 from sovereign_operator.api import LABEL_MODEL, LABEL_OWNER, LABEL_OWNER_NAMESPACE, SovereignModel
-from sovereign_operator.cluster import JOB, MODEL, POD, RAY_CLUSTER, RAY_SERVICE, SECRET, Cluster
+from sovereign_operator.cluster import JOB, MODEL, POD, RAY_CLUSTER, RAY_SERVICE, SECRET, Cluster, Refused
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.indices import Indices, Key
 from sovereign_operator.kuberay import KubeRayState
+from sovereign_operator.mirror import recorded_artifact
 from sovereign_operator.progress import ProgressReader
 from sovereign_operator.registry import RegistryReader
-from sovereign_operator.values import NOT_THERE, Found, Manifest
+from sovereign_operator.values import NOT_THERE, Artifact, Evidence, Found, Manifest, Unreadable
 from sovereign_operator.wanted import Unrenderable, Wanted, wanted
 from sovereign_operator.world import World, is_dying, name_of
 
@@ -75,6 +77,7 @@ async def _alive(world: World, model: SovereignModel, wants: Wanted, senses: Sen
         progress=await senses.progress.of(key, job_pods) if jobs else None,
         found=found,
         token_missing=await _token_missing(model, found, jobs, senses),
+        evidence=await _evidence(model, found, senses),
         nodes=indices.node_facts(senses.config.product_label),
         kuberay=await senses.kuberay.state(),
     )
@@ -122,6 +125,28 @@ async def _token_missing(
         return False
     secret = await senses.cluster.get(SECRET, model.namespace, hub.token_secret_ref.name)
     return hub.token_secret_ref.key not in ((secret or {}).get("data") or {})
+
+
+async def _evidence(model: SovereignModel, found: Found, senses: Senses) -> Evidence | None:
+    """The keys that are trusted and the signatures beside the artifact, where the spec asks for any."""
+    wanted_keys = model.spec.verification.keys_secret_ref
+    if wanted_keys is None:
+        return None
+    keys: tuple[tuple[str, bytes], ...] = ()
+    no_keys = ""
+    try:
+        secret = await senses.cluster.get(SECRET, model.namespace, wanted_keys.name)
+        entries = (secret or {}).get("data") or {}
+        keys = tuple((name, base64.b64decode(entries[name] or "")) for name in sorted(entries))
+        no_keys = "" if keys else ("found none" if secret is None else "found it empty")
+    except Refused as error:
+        no_keys = f"was not allowed to read it: {error}"
+    # While the registry is away the artifact that status names is judged by what was read before.
+    artifact = recorded_artifact(model) if isinstance(found, Unreadable) else found
+    signatures = (
+        await senses.registry.signatures(artifact.reference) if isinstance(artifact, Artifact) else None
+    )
+    return Evidence(keys, no_keys, signatures)
 
 
 def _unreadable(world: World, why: str) -> World:

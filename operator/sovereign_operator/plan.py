@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sovereign_operator import mirror, reasons, rollout, sealing, serving
+from sovereign_operator import mirror, reasons, rollout, sealing, serving, verification
 from sovereign_operator.api import FINALIZER, MirrorStatus, SovereignModel
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.kuberay import RECHECK_SECONDS, KubeRay
@@ -45,7 +45,7 @@ class Plan:
     stopped: bool = False  # suspended, and the last pod is gone
     upgrade_starts: bool = False
     again: float | None = None
-    unsettled: bool = False
+    unsettled: str = ""  # why to look again with backoff
 
 
 def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorConfig) -> Plan:
@@ -53,12 +53,16 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
     hold: tuple[Action, ...] = () if FINALIZER in model.metadata.finalizers else (Hold(),)
     seal = sealing.next_step(world.policies, wanted.policies, _was_sealed(model))
     mirroring = mirror.next_step(world, model, wanted.job, config.external_sources.allowed)
-    verified = _verified(model, mirroring.stage)
+    verifying = verification.next_step(world, model, mirroring.artifact)
+    verified = verifying.stage
+    # A mirror that runs is looked at more often than backoff would.
+    unverified = verifying.unsettled if mirroring.artifact else ""
     blocked = spec_defect(model, config)
     placed, memo = _placed(world, model, mirroring.artifact, config)
     desired: Manifest | None = None
     try:
-        desired = _desired(world, model, memo, config)
+        # Nothing unverified is rendered, not even to be stopped.
+        desired = _desired(world, model, memo if verified.is_true else None, config)
     except Unrenderable as error:
         blocked = blocked or Stage("False", reasons.SPEC_INVALID, str(error), stalled=True)
     kuberay = _kuberay(world)
@@ -87,8 +91,8 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
         serving_artifact=view.artifact,
         stopped=model.spec.suspend and not (world.pods or world.ray_clusters or step.actions),
         upgrade_starts=step.upgrade_starts,
-        again=_soonest(mirroring.again, RECHECK_SECONDS if kuberay else None),
-        unsettled=mirroring.unsettled,
+        again=_soonest(mirroring.again, verifying.again, RECHECK_SECONDS if kuberay else None),
+        unsettled=mirroring.stage.message if mirroring.unsettled else unverified,
     )
 
 
@@ -115,22 +119,6 @@ def spec_defect(model: SovereignModel, config: OperatorConfig) -> Stage | None:
     return None
 
 
-def _verified(model: SovereignModel, mirrored: Stage) -> Stage:
-    if model.spec.verification.keys_secret_ref is not None:
-        return _stalled(
-            reasons.SIGNATURES_UNAVAILABLE,
-            "verification.keysSecretRef asks for signatures, which this version cannot check; a model whose "
-            "signatures were not checked is not served.",
-        )
-    if not mirrored.is_true:
-        return Stage("Unknown", reasons.WAITING, "There is no artifact yet.")
-    return Stage(
-        "True",
-        reasons.DIGESTS_VERIFIED,
-        "Every file's digest was checked while mirroring; no signing keys are configured for this model.",
-    )
-
-
 def _placed(
     world: World, model: SovereignModel, artifact: Artifact | None, config: OperatorConfig
 ) -> tuple[Stage, Memo | None]:
@@ -139,7 +127,8 @@ def _placed(
         return Stage("Unknown", reasons.WAITING, "There is no artifact to place yet."), None
     purpose = planned_for(model, artifact)
     memo = Memo.of(world.ray_service)
-    if memo is None or memo.planned_for != purpose:
+    # The reference is compared too: what is rendered from a memo is what was verified, or nothing.
+    if memo is None or memo.planned_for != purpose or memo.artifact.reference != artifact.reference:
         found = choose_placement(model.spec, artifact.facts, world.nodes, config)
         if not isinstance(found, Placement):
             stalled = found.reason in _IMPOSSIBLE

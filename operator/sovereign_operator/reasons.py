@@ -78,8 +78,16 @@ ARTIFACT_MALFORMED: Final = "ArtifactMalformed"
 # --- Verified -----------------------------------------------------------------------------------------------
 # Digests were checked while mirroring, and no signatures were asked for.
 DIGESTS_VERIFIED: Final = "DigestsVerified"
-# keysSecretRef is set: this version cannot check signatures, and does not serve what it cannot check.
-SIGNATURES_UNAVAILABLE: Final = "SignaturesUnavailable"
+# As many of the keys in keysSecretRef as the threshold asks for have signed this very digest; the message
+# names them.
+SIGNATURES_VERIFIED: Final = "SignaturesVerified"
+# Too few of the keys in keysSecretRef have signed the artifact. Noticed by itself when they do.
+NOT_SIGNED: Final = "NotSigned"
+# A signature by one of these keys is damaged, or over another artifact, and too few others are left.
+SIGNATURE_INVALID: Final = "SignatureInvalid"
+# The Secret of keysSecretRef is missing, has an entry that is no public key of ours, or fewer keys than the
+# threshold asks for.
+KEYS_UNUSABLE: Final = "KeysUnusable"
 
 # --- Placed -------------------------------------------------------------------------------------------------
 # Nodes for all workers exist; status.placement says what was chosen and why.

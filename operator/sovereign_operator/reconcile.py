@@ -93,5 +93,5 @@ def decide(world: World, wants: Wanted | None, config: OperatorConfig) -> Decisi
         lambda done: status.status_of(world, model, planned, done.outcome),
         planned,
         again=planned.again,
-        unsettled=planned.mirrored.message if planned.unsettled else "",
+        unsettled=planned.unsettled,
     )

@@ -27,14 +27,23 @@ from sovereign_airgap.manifest import (
     ModelManifest,
     fallback_tag,
 )
+from sovereign_airgap.reference import ArtifactReference
+from sovereign_airgap.signing import referrer
+from sovereign_airgap.signing.dsse import ENVELOPE_BYTES
+from sovereign_airgap.strict_json import Json
 from sovereign_operator import reasons
 from sovereign_operator.config import RegistryConfig
-from sovereign_operator.values import NOT_THERE, Artifact, Found, Unreadable
+from sovereign_operator.values import NOT_THERE, Artifact, Envelopes, Found, Unreadable
 
 logger = logging.getLogger(__name__)
 
 _MAX_SMALL_BLOB: Final = 1024 * 1024
 _REMEMBERED: Final = 4096
+# Signatures are a kilobyte; these bounds are for what somebody else may have put there.
+_SIGNED_REMEMBERED: Final = 256
+_MAX_SIGNATURES_BYTES: Final = 256 * 1024
+# How registries without the referrers API say so.
+_NO_API: Final = (400, 404, 405)
 _TIMEOUT = aiohttp.ClientTimeout(total=15.0, sock_connect=5.0)
 
 
@@ -54,6 +63,8 @@ class RegistryReader:
         self._host = config.host
         self._base = f"{'http' if config.plain_http else 'https'}://{config.host}/v2"
         self._known: OrderedDict[tuple[str, Digest], Artifact] = OrderedDict()
+        # By artifact: its signatures when they were last listed, by the digest of their manifests.
+        self._signed: OrderedDict[str, tuple[dict[Digest, bytes], Envelopes]] = OrderedDict()
 
     async def find(self, repository: str, target: str) -> Found:
         """The artifact that a commit's tag names, or that a digest is."""
@@ -66,12 +77,59 @@ class RegistryReader:
         except SovereignError as error:
             return Unreadable(error.reason, f"{repository}: {error}")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            words = str(error) or type(error).__name__
-            return Unreadable(
-                reasons.REGISTRY_UNAVAILABLE,
-                f"The registry {self._host} did not answer for {repository}: {words[:300]}. What is served "
-                "stays as it is; the registry is asked again.",
-            )
+            return self._away(repository, error)
+
+    async def signatures(self, reference: str) -> Envelopes | Unreadable:
+        """The signatures beside an artifact, listed anew each time. A registry that is away takes none back:
+        then it is what was listed last."""
+        known, last = self._signed.get(reference, ({}, None))
+        try:
+            artifact = ArtifactReference.parse(reference)
+            contents, defects = await self._signatures(artifact, known)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            return last or self._away(reference, error)
+        except (SovereignError, _WrongBytes, strict_json.NotStrict) as error:
+            contents, defects = {}, [f"The signatures of {reference} cannot be listed: {error}"]
+        found = Envelopes(reference, tuple(contents.values()), tuple(defects))
+        self._signed[reference] = contents, found
+        self._signed.move_to_end(reference)
+        while len(self._signed) > _SIGNED_REMEMBERED:
+            self._signed.popitem(last=False)
+        return found
+
+    async def _signatures(
+        self, artifact: ArtifactReference, known: dict[Digest, bytes]
+    ) -> tuple[dict[Digest, bytes], list[str]]:
+        """What can be read, and what is wrong with the rest: one bad signature must not hide a good one."""
+        contents: dict[Digest, bytes] = {}
+        defects: list[str] = []
+        listed = await self._referrers(artifact.repository, artifact.digest, referrer.SIGNATURE_TYPE)
+        for entry in listed[-referrer.MAX_REFERRERS :]:
+            if sum(map(len, contents.values())) > _MAX_SIGNATURES_BYTES:
+                defects.append(f"The signatures of {artifact} are larger than {_MAX_SIGNATURES_BYTES} bytes.")
+                break
+            try:
+                digest = Digest.parse(str(entry.get("digest")))
+                contents[digest] = known.get(digest) or await self._envelope(artifact, digest)
+            except _Absent:
+                defects.append(f"A signature of {artifact} is listed and not there.")
+            except (SovereignError, _WrongBytes) as error:
+                defects.append(f"A signature of {artifact} cannot be read: {error}")
+        return contents, defects
+
+    async def _envelope(self, artifact: ArtifactReference, digest: Digest) -> bytes:
+        repository = artifact.repository
+        text = await self._by_digest(f"{repository}/manifests", digest, MANIFEST_TYPE, MAX_MANIFEST_BYTES)
+        blob = referrer.envelope_of(text, artifact.digest)
+        return await self._by_digest(f"{repository}/blobs", blob.digest, "*/*", ENVELOPE_BYTES)
+
+    def _away(self, what: str, error: Exception) -> Unreadable:
+        words = str(error) or type(error).__name__
+        return Unreadable(
+            reasons.REGISTRY_UNAVAILABLE,
+            f"The registry {self._host} did not answer for {what}: {words[:300]}. What is served "
+            "stays as it is; the registry is asked again.",
+        )
 
     async def _artifact(self, repository: str, digest: Digest) -> Artifact:
         key = (repository, digest)
@@ -94,10 +152,9 @@ class RegistryReader:
         return known
 
     async def _facts(self, repository: str, digest: Digest, manifest: ModelManifest) -> ModelFacts | None:
-        """The facts referrer, by its fallback tag; None where there is none yet."""
+        """The facts that refer to the artifact; None where there are none yet."""
         try:
-            body = await self._get(f"{repository}/manifests/{fallback_tag(digest)}", INDEX_TYPE)
-            blob = await self._facts_blob(repository, body)
+            blob = await self._facts_blob(repository, digest)
             facts = ModelFacts.parse(blob) if blob is not None else None
             config = next((layer for layer in manifest.layers if layer.path == "config.json"), None)
             if facts is not None and config is not None:
@@ -106,25 +163,40 @@ class RegistryReader:
             return facts
         except _Absent:
             return None
-        except (strict_json.NotStrict, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (
+            strict_json.NotStrict, AssertionError, KeyError, IndexError, TypeError, AttributeError
+        ) as error:  # fmt: skip
             logger.warning("%s@%s: its facts cannot be read: %r", repository, digest, error)
             return None
 
-    async def _facts_blob(self, repository: str, index: bytes) -> bytes | None:
-        entries = strict_json.load_object(index).get("manifests")
-        for entry in reversed(entries if isinstance(entries, list) else []):
-            if isinstance(entry, dict) and entry.get("artifactType") == FACTS_TYPE:
-                digest = Digest.parse(str(entry["digest"]))
-                text = await self._by_digest(
-                    f"{repository}/manifests", digest, MANIFEST_TYPE, MAX_MANIFEST_BYTES
-                )
-                layers = strict_json.load_object(text)["layers"]
-                assert isinstance(layers, list)
-                first = layers[0]
-                assert isinstance(first, dict)
-                blob = Digest.parse(str(first["digest"]))
-                return await self._by_digest(f"{repository}/blobs", blob, "*/*", _MAX_SMALL_BLOB)
+    async def _facts_blob(self, repository: str, subject: Digest) -> bytes | None:
+        for entry in reversed(await self._referrers(repository, subject, FACTS_TYPE)):
+            digest = Digest.parse(str(entry["digest"]))
+            text = await self._by_digest(f"{repository}/manifests", digest, MANIFEST_TYPE, MAX_MANIFEST_BYTES)
+            layers = strict_json.load_object(text)["layers"]
+            assert isinstance(layers, list)
+            first = layers[0]
+            assert isinstance(first, dict)
+            blob = Digest.parse(str(first["digest"]))
+            return await self._by_digest(f"{repository}/blobs", blob, "*/*", _MAX_SMALL_BLOB)
         return None
+
+    async def _referrers(self, repository: str, subject: Digest, artifact_type: str) -> list[dict[str, Json]]:
+        """What refers to a manifest: from the API where the registry has it, by the fallback tag else."""
+        try:
+            path = f"{repository}/referrers/{subject}"
+            body = await self._get(path, INDEX_TYPE, absent=_NO_API, artifactType=artifact_type)
+        except _Absent:
+            try:
+                body = await self._get(f"{repository}/manifests/{fallback_tag(subject)}", INDEX_TYPE)
+            except _Absent:
+                return []
+        entries = strict_json.load_object(body).get("manifests")
+        return [
+            entry
+            for entry in (entries if isinstance(entries, list) else ())
+            if isinstance(entry, dict) and entry.get("artifactType") == artifact_type
+        ]
 
     async def _head(self, repository: str, target: str) -> Digest:
         headers = {"Accept": MANIFEST_TYPE}
@@ -143,10 +215,18 @@ class RegistryReader:
             raise _WrongBytes(f"expected {digest}, the registry sent bytes that hash to {actual}")
         return body
 
-    async def _get(self, path: str, accept: str, limit: int = MAX_MANIFEST_BYTES) -> bytes:
-        headers = {"Accept": accept}
-        async with self._session.get(f"{self._base}/{path}", headers=headers, timeout=_TIMEOUT) as answer:
-            _expect(answer)
+    async def _get(
+        self,
+        path: str,
+        accept: str,
+        limit: int = MAX_MANIFEST_BYTES,
+        absent: tuple[int, ...] = (404,),
+        **query: str,
+    ) -> bytes:
+        async with self._session.get(
+            f"{self._base}/{path}", params=query, headers={"Accept": accept}, timeout=_TIMEOUT
+        ) as answer:
+            _expect(answer, absent)
             body = bytearray()
             async for chunk in answer.content.iter_any():
                 body += chunk
@@ -155,8 +235,8 @@ class RegistryReader:
         return bytes(body)
 
 
-def _expect(answer: aiohttp.ClientResponse) -> None:
-    if answer.status == 404:
+def _expect(answer: aiohttp.ClientResponse, absent: tuple[int, ...] = (404,)) -> None:
+    if answer.status in absent:
         raise _Absent
     if answer.status != 200:
         raise aiohttp.ClientError(f"status {answer.status} instead of 200")

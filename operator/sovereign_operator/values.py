@@ -138,6 +138,28 @@ class Unreadable:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Envelopes:
+    """The signatures beside one artifact as they lie in the registry; nothing of them is judged.
+
+    `defects`: a sentence for each that could not be read.
+    """
+
+    reference: str  # models/org/name@sha256:…, the artifact that they are beside
+    contents: tuple[bytes, ...] = ()
+    defects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a verification is judged by. `no_keys`: why there are none to judge with."""
+
+    # The entries of the Secret by name. It may be the wrong Secret: never to be printed.
+    keys: tuple[tuple[str, bytes], ...] = field(default=(), repr=False)
+    no_keys: str = ""
+    signatures: Envelopes | Unreadable | None = None  # None: there is no artifact yet
+
+
 # What the registry says about an artifact.
 Found = Artifact | NotThere | Unreadable
 NOT_THERE: Final = NotThere()

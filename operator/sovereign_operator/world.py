@@ -14,7 +14,7 @@ from typing import Literal
 from sovereign_operator.api import SovereignModel
 from sovereign_operator.indices import Key
 from sovereign_operator.kuberay import KubeRay
-from sovereign_operator.values import NOT_THERE, Found, Manifest, MirrorProgress, NodeFacts
+from sovereign_operator.values import NOT_THERE, Evidence, Found, Manifest, MirrorProgress, NodeFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class World:
     progress: MirrorProgress | None = None
     found: Found = NOT_THERE
     token_missing: bool = False
+    evidence: Evidence | None = None  # None: no signatures are asked for
     nodes: tuple[NodeFacts, ...] = ()
     kuberay: KubeRay = KubeRay.SUPPORTED
 

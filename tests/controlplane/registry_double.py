@@ -22,6 +22,7 @@ from sovereign_airgap.manifest import (
     ModelManifest,
     fallback_tag,
 )
+from sovereign_airgap.signing import referrer
 
 TINY = {
     "architectures": ["MixtralForCausalLM"],
@@ -75,7 +76,7 @@ class RegistryDouble:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> RegistryDouble:
         self._thread.start()
@@ -123,6 +124,21 @@ class RegistryDouble:
         self._facts(base, digest, json.dumps(facts_of or TINY).encode())
         self.content[f"{base}/manifests/{revision}"] = (MANIFEST_TYPE, manifest)
         return str(digest)
+
+    def sign(self, reference: str, envelope: bytes, key_id: str) -> None:
+        """Puts a signature beside an artifact, as `sovereign-airgap sign` does."""
+        repository, _, digest = reference.partition("@")
+        subject = Digest.parse(digest)
+        base = f"/v2/{repository}"
+        described = Descriptor(MANIFEST_TYPE, subject, len(self.content[f"{base}/manifests/{digest}"][1]))
+        manifest = referrer.encode(described, envelope, key_id)
+        self.content[f"{base}/blobs/{Digest.of(envelope)}"] = ("application/octet-stream", envelope)
+        self.content[f"{base}/manifests/{Digest.of(manifest)}"] = (MANIFEST_TYPE, manifest)
+        tag = f"{base}/manifests/{fallback_tag(subject)}"
+        _, listed = self.content.get(tag, (INDEX_TYPE, b'{"manifests": []}'))
+        entry = {"artifactType": referrer.SIGNATURE_TYPE, "digest": str(Digest.of(manifest))}
+        index = {"manifests": [*json.loads(listed)["manifests"], entry]}
+        self.content[tag] = (INDEX_TYPE, json.dumps(index).encode())
 
     def _facts(self, base: str, subject: Digest, config: bytes) -> None:
         shape = shape_of(json.loads(config))

@@ -312,7 +312,7 @@ def test_seal_required_serves_nothing_that_was_not_probed() -> None:
             {"serving": {"adapters": [{"name": "a", "reference": "models/a@" + DIGEST}]}},
             "AdaptersUnavailable",
         ),
-        ({"verification": {"keysSecretRef": {"name": "keys"}}}, "SignaturesUnavailable"),
+        ({"verification": {"keysSecretRef": {"name": "keys"}}}, "KeysUnusable"),
         ({"serving": {"engineArgs": {"dtype": "[a"}}}, "SpecInvalid"),
     ],
 )

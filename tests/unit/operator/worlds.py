@@ -17,7 +17,15 @@ from sovereign_operator.config import OperatorConfig
 from sovereign_operator.kuberay import KubeRay
 from sovereign_operator.plan import Plan, plan
 from sovereign_operator.reconcile import Decision, decide
-from sovereign_operator.values import NOT_THERE, Artifact, Found, Manifest, MirrorProgress, NodeFacts
+from sovereign_operator.values import (
+    NOT_THERE,
+    Artifact,
+    Evidence,
+    Found,
+    Manifest,
+    MirrorProgress,
+    NodeFacts,
+)
 from sovereign_operator.wanted import wanted
 from sovereign_operator.world import (
     Action,
@@ -66,6 +74,7 @@ class Universe:
     nodes: tuple[NodeFacts, ...] = (a_node(),)
     kuberay: KubeRay = KubeRay.SUPPORTED
     token_missing: bool = False
+    evidence: Evidence | None = None
     progress: MirrorProgress | None = None
     children: dict[tuple[str, str], Manifest] = field(default_factory=dict)
     job_pods: list[Manifest] = field(default_factory=list)
@@ -93,6 +102,7 @@ class Universe:
             progress=self.progress,
             found=self.found,
             token_missing=self.token_missing,
+            evidence=self.evidence,
             nodes=self.nodes,
             kuberay=self.kuberay,
         )

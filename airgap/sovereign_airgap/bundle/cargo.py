@@ -85,15 +85,12 @@ class Cargo:
         return sum(shipment.size for shipment in self.shipments)
 
 
-def read_index(reader: BundleReader) -> tuple[Index, bytes]:
-    """The table of contents and its exact bytes; raises BundleDefective."""
-    content = read(reader, INDEX, INDEX_BYTES)
-    return Index.parse(content), content
+def survey(reader: BundleReader, content: bytes, base: BundleReader | None = None) -> Cargo:
+    """Follows every root of the index `content`, the bytes whose signature was checked.
 
-
-def survey(reader: BundleReader, base: BundleReader | None = None) -> Cargo:
-    """Follows every root; raises BundleDefective, SizeMismatch, WrongBase or MalformedManifest."""
-    index, content = read_index(reader)
+    Raises BundleDefective, SizeMismatch, WrongBase or MalformedManifest.
+    """
+    index = Index.parse(content)
     readers = [reader]
     if base is not None and index.base is not None:
         _require_base(index, index.base, base)

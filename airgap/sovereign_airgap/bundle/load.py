@@ -9,6 +9,8 @@ what is not there yet.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,15 +18,14 @@ from sovereign_airgap import oci
 from sovereign_airgap.access import Access
 from sovereign_airgap.blobs import read_blob
 from sovereign_airgap.bundle import state as states
-from sovereign_airgap.bundle.cargo import STATE_REPOSITORY, Cargo, Consignment, read_index, survey
+from sovereign_airgap.bundle.cargo import STATE_REPOSITORY, Cargo, Consignment, survey
 from sovereign_airgap.bundle.claim import Claim, claimed
 from sovereign_airgap.bundle.index import INDEX_BYTES, Index, Kind, Root
-from sovereign_airgap.bundle.layout import BundleReader, read, signature_path
+from sovereign_airgap.bundle.layout import INDEX, BundleReader, read, signature_path
 from sovereign_airgap.bundle.place import Place, opened
 from sovereign_airgap.bundle.referrers import merged
 from sovereign_airgap.bundle.shipping import Shipping
-from sovereign_airgap.digest import Digest
-from sovereign_airgap.errors import NotSigned, RegistryUnavailable, TagConflict, WrongBase
+from sovereign_airgap.errors import NotSigned, RegistryUnavailable, SizeMismatch, TagConflict, WrongBase
 from sovereign_airgap.manifest import INDEX_TYPE, TITLE, Descriptor
 from sovereign_airgap.pace import Pace, Patience
 from sovereign_airgap.progress import Progress
@@ -42,6 +43,10 @@ _SIGNATURE_TYPE = "application/vnd.in-toto+json"
 _REPAIRS = 3
 # What models need comes before them.
 _TAG_ORDER = (Kind.IMAGE, Kind.CHART, Kind.REFERRERS, Kind.MODEL)
+
+
+# The bytes of a root's blob, of at most so many bytes, compared with its digest.
+Fetch = Callable[[Root, Descriptor, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +77,9 @@ class Loaded:
     """What is in the registry now, and what that took. `signed_by` is empty where no keys were given."""
 
     target: OciReference
-    index: Index
-    index_digest: Digest
+    cargo: Cargo
     placed: tuple[Placed, ...]
     signed_by: tuple[str, ...]
-    blobs: int
     sent: int
     sent_bytes: int
     mounted: int
@@ -84,12 +87,31 @@ class Loaded:
     tags_moved: int
 
 
+@contextmanager
+def fetching(loaded: Loaded, options: LoadOptions) -> Iterator[Fetch]:
+    """Reads small blobs of what was loaded, from the registry where a delta left them to its base."""
+    stock = loaded.cargo.stock
+    with Pace(options.patience) as pace, opened(loaded.target, options.access, pace) as place:
+
+        def fetch(root: Root, blob: Descriptor, limit: int) -> bytes:
+            if stock.holder(blob.digest) is None:
+                repository = place.repository(root.repository or STATE_REPOSITORY)
+                return read_blob(repository, blob, root.name, limit)
+            if blob.size > limit:
+                raise SizeMismatch(f"{root.name}: expected at most {limit} bytes, found {blob.size}.")
+            return stock.read(blob)
+
+        yield fetch
+
+
 def load(reader: BundleReader, target: OciReference, options: LoadOptions, progress: Progress) -> Loaded:
     """Loads a bundle below `target` (host and prefix); raises a SovereignError, and then the same call goes
     on from what the registry holds."""
     progress.enter("checking")
-    signed_by = _signatures(reader, options)
-    cargo = survey(reader, options.base)
+    # Read once: a medium that gives other bytes the second time must not get them past the signature.
+    content = read(reader, INDEX, INDEX_BYTES)
+    signed_by = _signatures(reader, content, options)
+    cargo = survey(reader, content, options.base)
     with Pace(options.patience) as pace, opened(target, options.access, pace) as place:
         for consignment in cargo.consignments:
             place.full_name(consignment.root.repository or STATE_REPOSITORY)
@@ -98,7 +120,7 @@ def load(reader: BundleReader, target: OciReference, options: LoadOptions, progr
             return _Load(place, cargo, options, progress, claim, signed_by).run(target)
 
 
-def _signatures(reader: BundleReader, options: LoadOptions) -> tuple[str, ...]:
+def _signatures(reader: BundleReader, index_content: bytes, options: LoadOptions) -> tuple[str, ...]:
     """The ids of the keys that have signed; raises NotSigned or SignatureInvalid."""
     if not options.keys:
         if options.require_signature:
@@ -108,8 +130,7 @@ def _signatures(reader: BundleReader, options: LoadOptions) -> tuple[str, ...]:
         return ()
     from sovereign_airgap.bundle.signatures import signed_by  # late: without keys no cryptography is loaded
 
-    _, content = read_index(reader)
-    return signed_by(reader, content, options.keys, options.threshold)
+    return signed_by(reader, index_content, options.keys, options.threshold)
 
 
 @dataclass(slots=True)
@@ -153,15 +174,13 @@ class _Load:
         tally = self._shipping.tally
         return Loaded(
             target=target,
-            index=index,
-            index_digest=digest,
+            cargo=self.cargo,
             placed=tuple(
                 Placed(root, OciReference(self.place.host, self._name(root), digest=root.descriptor.digest))
                 for root in index.roots
                 if root.kind is not Kind.FILE
             ),
             signed_by=self.signed_by,
-            blobs=len(self.cargo.shipments),
             sent=tally.sent,
             sent_bytes=tally.sent_bytes,
             mounted=tally.mounted,

@@ -12,9 +12,9 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self, cast
+from typing import BinaryIO, Protocol, Self
 
-from sovereign_airgap.bundle.layout import blob_path
+from sovereign_airgap.bundle.layout import blob_path, read_into
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained
 from sovereign_airgap.errors import DigestMismatch, RegistryForbidden, SizeMismatch
@@ -35,12 +35,6 @@ class _Hash(Protocol):
     def update(self, data: memoryview, /) -> None: ...
     def copy(self) -> Self: ...
     def hexdigest(self) -> str: ...
-
-
-class _Readable(Protocol):
-    """A raw stream: what a BundleReader opens, which typing's BinaryIO does not tell."""
-
-    def readinto(self, view: memoryview, /) -> int | None: ...
 
 
 @dataclass(slots=True)
@@ -130,7 +124,7 @@ class Sending:
 
     def _read(self, limit: int) -> memoryview:
         with explained(Path(self.where)):
-            count = cast(_Readable, self.stream).readinto(self._buffer[:limit])
+            count = read_into(self.stream, self._buffer[:limit])
         if not count:
             raise SizeMismatch(
                 f"Expected {self.size} bytes of {blob_path(self.digest)} in {self.where}, found the end "

@@ -132,7 +132,7 @@ def test_every_root_is_in_the_registry_under_its_tag(
         for root in index.roots
         if root.kind is not Kind.FILE
     }
-    assert found.index_digest == index_digest(bundle)
+    assert found.cargo.index_digest == index_digest(bundle)
     assert claims(registry) == []
 
 

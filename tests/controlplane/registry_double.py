@@ -134,11 +134,7 @@ class RegistryDouble:
         manifest = referrer.encode(described, envelope, key_id)
         self.content[f"{base}/blobs/{Digest.of(envelope)}"] = ("application/octet-stream", envelope)
         self.content[f"{base}/manifests/{Digest.of(manifest)}"] = (MANIFEST_TYPE, manifest)
-        tag = f"{base}/manifests/{fallback_tag(subject)}"
-        _, listed = self.content.get(tag, (INDEX_TYPE, b'{"manifests": []}'))
-        entry = {"artifactType": referrer.SIGNATURE_TYPE, "digest": str(Digest.of(manifest))}
-        index = {"manifests": [*json.loads(listed)["manifests"], entry]}
-        self.content[tag] = (INDEX_TYPE, json.dumps(index).encode())
+        self._list(base, subject, referrer.SIGNATURE_TYPE, manifest)
 
     def _facts(self, base: str, subject: Digest, config: bytes) -> None:
         shape = shape_of(json.loads(config))
@@ -161,9 +157,15 @@ class RegistryDouble:
             bytes_experts=4_000_000,
         )
         blob = json.dumps(facts.as_json()).encode()
-        referrer = json.dumps({"layers": [{"digest": str(Digest.of(blob))}]}).encode()
-        entry = {"artifactType": FACTS_TYPE, "digest": str(Digest.of(referrer))}
-        index = json.dumps({"manifests": [entry]}).encode()
+        manifest = json.dumps({"layers": [{"digest": str(Digest.of(blob))}]}).encode()
         self.content[f"{base}/blobs/{Digest.of(blob)}"] = ("application/octet-stream", blob)
-        self.content[f"{base}/manifests/{Digest.of(referrer)}"] = (MANIFEST_TYPE, referrer)
-        self.content[f"{base}/manifests/{fallback_tag(subject)}"] = (INDEX_TYPE, index)
+        self.content[f"{base}/manifests/{Digest.of(manifest)}"] = (MANIFEST_TYPE, manifest)
+        self._list(base, subject, FACTS_TYPE, manifest)
+
+    def _list(self, base: str, subject: Digest, artifact_type: str, manifest: bytes) -> None:
+        """Under the fallback tag; what is listed already stays once."""
+        tag = f"{base}/manifests/{fallback_tag(subject)}"
+        _, listed = self.content.get(tag, (INDEX_TYPE, b'{"manifests": []}'))
+        entry = {"artifactType": artifact_type, "digest": str(Digest.of(manifest))}
+        others = [other for other in json.loads(listed)["manifests"] if other != entry]
+        self.content[tag] = (INDEX_TYPE, json.dumps({"manifests": [*others, entry]}).encode())

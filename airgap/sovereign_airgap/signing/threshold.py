@@ -92,9 +92,10 @@ def require(claim: Claim, found: Tally, keys: Sequence[PublicKey], threshold: in
             f"{found.defects[0]} Sign it again, or find out who changed it."
         )
     others = f", and signatures by other keys ({_shorts(found.foreign)})" if found.foreign else ""
+    signed = f" ({_shorts(found.signed_by)})" if found.signed_by else ""
     raise NotSigned(
         f"Expected {threshold} of the keys {_shorts(sorted(known))} to have signed {claim.subject}, found "
-        f"{len(found.signed_by)}{others}; have it signed, or give the keys that did."
+        f"{len(found.signed_by)}{signed}{others}; have it signed, or give the keys that did."
     )
 
 

@@ -68,12 +68,18 @@ class NodeFacts:
                 for t in spec.get("taints") or ()
             ),
             allocatable={
-                name: int(amount)
+                name: count
                 for name, amount in (status.get("allocatable") or {}).items()
-                if "/" in name and str(amount).isdecimal()
+                if "/" in name and (count := _count(str(amount))) is not None
             },
             product=labels.get(product_label),
         )
+
+
+def _count(amount: str) -> int | None:
+    """A whole number as the API server spells it: it turns 2000 shares of an accelerator into `2k`."""
+    digits, factor = (amount[:-1], 1000) if amount.endswith("k") else (amount, 1)
+    return int(digits) * factor if digits.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True)

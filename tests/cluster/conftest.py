@@ -51,9 +51,9 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def installed(node_cluster: Cluster) -> stack.Stack:
-    """The whole product on the node, as `make demo` installs it, only that it resyncs every 20 s."""
+    """The whole product on the node, as `make demo` installs it, only that it resyncs every 10 s."""
     target = stack.embedded_target(node_cluster)
-    return stack.install(target, lambda line: sys.stderr.write(f"{line}\n"), {"resyncSeconds": 20})
+    return stack.install(target, lambda line: sys.stderr.write(f"{line}\n"), {"resyncSeconds": 10})
 
 
 @pytest.fixture

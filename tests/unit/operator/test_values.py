@@ -40,6 +40,12 @@ def test_a_node_is_read_for_the_planner() -> None:
     )
 
 
+def test_thousands_of_shares_are_counted_as_the_api_server_spells_them() -> None:
+    status = {"allocatable": {"gpu.example/share": "2k", "gpu.example/odd": "1500m", "cpu": "64"}}
+    node = NodeFacts.from_node({"metadata": {"name": "n"}, "status": status}, "p")
+    assert node.allocatable == {"gpu.example/share": 2000}
+
+
 def test_a_node_that_says_nothing_is_not_ready() -> None:
     node = NodeFacts.from_node({"metadata": {"name": "new"}}, "p")
     assert (node.ready, node.allocatable, node.product) == (False, {}, None)

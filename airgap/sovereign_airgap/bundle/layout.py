@@ -43,6 +43,15 @@ class Entry:
         return blob_digest(self.path)
 
 
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Bytes `start` to `end` of a file."""
+
+    path: Path
+    start: int
+    end: int
+
+
 class BundleReader(Protocol):
     """A bundle that can be read from any offset; threads may share it.
 
@@ -59,6 +68,9 @@ class BundleReader(Protocol):
 
     def open(self, path: str) -> BinaryIO:
         """A seekable stream of its own over an allowed path; raises BundleDefective where there is none."""
+
+    def ranges(self, path: str) -> tuple[FileRange, ...]:
+        """Where the bytes of an allowed path lie, in their order; as `open`."""
 
 
 def blob_path(digest: Digest) -> str:
@@ -116,6 +128,20 @@ def read_blob(reader: BundleReader, digest: Digest, size: int) -> bytes:
     return content
 
 
+def open_plain(path: Path) -> BinaryIO:
+    """A file that is neither a link nor a device, unbuffered; raises BundleDefective or DiskFailed."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise BundleDefective(f"Expected {path}, found none; copy it again.") from error
+    except OSError as error:
+        raise DiskFailed(f"{path} cannot be read: {error.strerror}; copy it again.") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleDefective(f"Expected {path} to be a plain file, found something else; copy it again.")
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
 class Directory:
     """A bundle as a directory."""
 
@@ -146,24 +172,13 @@ class Directory:
     def open(self, path: str) -> BinaryIO:
         if not is_allowed(path):
             raise BundleDefective(f"{ascii(path)[:200]} is no path of a bundle.")
-        try:
-            descriptor = os.open(
-                self._root / path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            )
-        except FileNotFoundError as error:
-            raise BundleDefective(
-                f"Expected {path} in {self._root}, found none; copy the bundle again."
-            ) from error
-        except OSError as error:
-            raise DiskFailed(
-                f"{self._root / path} cannot be read: {error.strerror}; copy it again."
-            ) from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise BundleDefective(
-                f"Expected {path} in {self._root} to be a plain file, found something else."
-            )
-        return os.fdopen(descriptor, "rb", buffering=0)
+        return open_plain(self._root / path)
+
+    def ranges(self, path: str) -> tuple[FileRange, ...]:
+        size = self.size(path)
+        if size is None:
+            raise BundleDefective(f"Expected {ascii(path)[:200]} in {self._root}, found none.")
+        return (FileRange(self._root / path, 0, size),)
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[Entry]:
         with explained(folder), os.scandir(folder) as found:

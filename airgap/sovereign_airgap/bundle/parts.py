@@ -7,7 +7,6 @@ parts hold is checked as in a directory, against the digests in paths and in the
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import re
@@ -21,10 +20,10 @@ from typing import BinaryIO, Self, cast
 from sovereign_airgap import strict_json
 from sovereign_airgap.bundle.archive import Member, walk
 from sovereign_airgap.bundle.index import is_bundle_name
-from sovereign_airgap.bundle.layout import Entry
+from sovereign_airgap.bundle.layout import Entry, FileRange, open_plain
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained
-from sovereign_airgap.errors import BundleDefective, DiskFailed, InvalidReference
+from sovereign_airgap.errors import BundleDefective, InvalidReference
 from sovereign_airgap.manifest import MAX_BLOB_BYTES, canonical_json
 from sovereign_airgap.strict_json import Json
 
@@ -114,7 +113,7 @@ class Parts:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with _plain(path) as stream, explained(path):
+        with open_plain(path) as stream, explained(path):
             content = stream.read(_LIST_BYTES + 1)
         if len(content) > _LIST_BYTES:
             raise _malformed(f"at most {_LIST_BYTES} bytes", "more")
@@ -145,9 +144,18 @@ class Parts:
             raise BundleDefective(f"Expected {ascii(path)[:200]} in {self._path}, found none.")
         return cast(BinaryIO, Joined(self.folder, self.list, member.offset, member.size))
 
-    def open_part(self, number: int) -> BinaryIO:
-        """One part alone; raises BundleDefective where it is missing or no plain file."""
-        return _plain(self.folder / part_name(self.list.name, number))
+    def ranges(self, path: str) -> tuple[FileRange, ...]:
+        member = self.members().get(path)
+        if member is None or member.defect:
+            raise BundleDefective(f"Expected {ascii(path)[:200]} in {self._path}, found none.")
+        found, at, end = [], member.offset, member.offset + member.size
+        while at < end:
+            number, start = divmod(at, self.list.part_size)
+            count = min(end - at, self.list.part_size - start)
+            file = self.folder / part_name(self.list.name, number + 1)
+            found.append(FileRange(file, start, start + count))
+            at += count
+        return tuple(found)
 
     def members(self) -> dict[str, Member]:
         """Where every path lies in the archive; as `entries`."""
@@ -252,7 +260,7 @@ class Joined(io.RawIOBase):
     def _part_at(self, number: int) -> BinaryIO:
         if self._part is None or number != self._number:
             self._let_go()
-            self._part = _plain(self._folder / part_name(self._list.name, number))
+            self._part = open_plain(self._folder / part_name(self._list.name, number))
             self._number = number
         return self._part
 
@@ -271,22 +279,6 @@ def existing_parts(folder: Path, name: str) -> list[tuple[int, str]]:
             if number is not None:
                 found.append((number, item.name))
     return sorted(found)
-
-
-def _plain(path: Path) -> BinaryIO:
-    """A file that is neither a link nor a device, unbuffered."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise BundleDefective(f"Expected {path}, found none; copy it again.") from error
-    except OSError as error:
-        raise DiskFailed(f"{path} cannot be read: {error.strerror}; copy it again.") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise BundleDefective(f"Expected {path} to be a plain file, found something else; copy it again.")
-    with contextlib.suppress(OSError):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def _is_name(name: str) -> bool:

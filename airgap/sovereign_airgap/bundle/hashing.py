@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hashing files as fast as the cores hash or the disk reads, in memory that does not grow with them.
+
+Reads go past the page cache where the file system allows: they cost a third of the CPU time, push nothing
+out of memory, and see what is on the medium instead of what was written to it a moment ago. While a lane
+hashes one piece it reads the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from sovereign_airgap.bundle.layout import FileRange, open_plain
+from sovereign_airgap.digest import Digest
+from sovereign_airgap.errors import DiskFailed, Interrupted, SizeMismatch, SovereignError
+from sovereign_airgap.stopping import first_cause
+
+MAX_LANES = 16
+_PIECE_BYTES = 2 * 1024 * 1024  # two per lane: 64 MiB at most
+_ALIGNMENT = 4096
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[T]):
+    """Something to hash; its ranges are hashed one after the other, as one content of `size` bytes."""
+
+    what: T
+    ranges: tuple[FileRange, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(each.end - each.start for each in self.ranges)
+
+
+def lanes_for(parallel: int | None) -> int:
+    """How many contents are hashed at a time; as many as there are cores unless said otherwise."""
+    return max(1, min(parallel or len(os.sched_getaffinity(0)), MAX_LANES))
+
+
+def hash_all(
+    jobs: Sequence[Job[T]],
+    parallel: int | None,
+    found: Callable[[T, Digest | SovereignError], None],
+    moved: Callable[[int], None],
+) -> None:
+    """Hashes every job, the largest first, and calls `found` with its digest or with why it has none.
+
+    `found` and `moved` (bytes) are called from several threads. A failure of one ends none of the others;
+    an exception in this thread (a signal) ends all.
+    """
+    waiting: queue.SimpleQueue[Job[T]] = queue.SimpleQueue()
+    for job in sorted(jobs, key=lambda job: job.size, reverse=True):
+        waiting.put(job)
+    stop = threading.Event()
+
+    def work() -> None:
+        with _lane(stop, moved) as lane:
+            while not stop.is_set():
+                try:
+                    job = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    result: Digest | SovereignError = lane.digest(job.ranges)
+                except Interrupted:
+                    raise
+                except SovereignError as error:
+                    result = error
+                found(job.what, result)
+
+    lanes = min(lanes_for(parallel), len(jobs))
+    if not lanes:
+        return
+    with ThreadPoolExecutor(lanes, thread_name_prefix="hash") as pool:
+        futures: list[Future[None]] = [pool.submit(work) for _ in range(lanes)]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
+    errors = [future.exception() for future in futures]
+    if any(errors):
+        raise first_cause(errors)
+
+
+class _Lane:
+    """Two buffers in turn: one is hashed while the other is read into."""
+
+    def __init__(
+        self, stop: threading.Event, moved: Callable[[int], None], ahead: ThreadPoolExecutor
+    ) -> None:
+        self._stop, self._moved, self._ahead = stop, moved, ahead
+        # Of their own pages: reads past the page cache want aligned memory.
+        self._maps = [mmap.mmap(-1, _PIECE_BYTES) for _ in range(2)]
+        self._buffers = [memoryview(each) for each in self._maps]
+
+    def digest(self, ranges: Sequence[FileRange]) -> Digest:
+        """Raises DiskFailed, BundleDefective, or SizeMismatch where a file ends before its range."""
+        digest = hashlib.sha256()
+        for each in ranges:
+            self._feed(digest, each)
+        return Digest(digest.hexdigest())
+
+    def close(self) -> None:
+        for view, pages in zip(self._buffers, self._maps, strict=True):
+            view.release()
+            with contextlib.suppress(BufferError):  # a slice may live in a traceback
+                pages.close()
+
+    def _feed(self, digest: hashlib._Hash, wanted: FileRange) -> None:
+        if wanted.start >= wanted.end:
+            return
+        with open_plain(wanted.path) as stream:
+            file = _File(stream.fileno())
+            at = wanted.start // _ALIGNMENT * _ALIGNMENT
+            turn = 0
+            coming = self._ahead.submit(file.read, self._buffers[turn], at)
+            try:
+                while at < wanted.end:
+                    count = coming.result()
+                    if self._stop.is_set():
+                        raise Interrupted("Another failure ended the work.")
+                    if not count:
+                        raise SizeMismatch(
+                            f"Expected {wanted.end} bytes in {wanted.path}, found {at}; copy it again."
+                        )
+                    view = self._buffers[turn][:count]
+                    first, at, turn = at, at + count, 1 - turn
+                    if at < wanted.end:
+                        coming = self._ahead.submit(file.read, self._buffers[turn], at)
+                    piece = view[max(0, wanted.start - first) : wanted.end - first]
+                    digest.update(piece)
+                    self._moved(len(piece))
+            except OSError as error:
+                raise DiskFailed(f"{wanted.path} cannot be read: {error.strerror}; copy it again.") from error
+            finally:
+                wait([coming])  # the file may not be closed under a read
+
+
+class _File:
+    """A file that is read at aligned offsets, past the page cache as long as its file system likes that."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._direct = self._set_direct(True)
+
+    def read(self, view: memoryview, at: int) -> int:
+        """Reads what comes at once; 0 at the file's end. `at` is aligned, or where a read ended short."""
+        if self._direct and at % _ALIGNMENT:
+            self._direct = not self._set_direct(False)
+        try:
+            return os.preadv(self._descriptor, [view], at)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self._direct:
+                raise
+        self._direct = not self._set_direct(False)  # the file system promised more than it does
+        return os.preadv(self._descriptor, [view], at)
+
+    def _set_direct(self, on: bool) -> bool:
+        """Whether the flag now is as wished."""
+        flag: int = getattr(os, "O_DIRECT", 0)
+        if not flag:
+            return not on
+        try:
+            flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
+        except OSError:
+            return False
+        return True
+
+
+@contextmanager
+def _lane(stop: threading.Event, moved: Callable[[int], None]) -> Iterator[_Lane]:
+    with ThreadPoolExecutor(1, thread_name_prefix="read") as ahead:
+        lane = _Lane(stop, moved, ahead)
+        try:
+            yield lane
+        finally:
+            # A read that is still under way writes into the buffers: it is waited for before they go.
+            ahead.shutdown(wait=True)
+            lane.close()

@@ -32,13 +32,8 @@ OBJECT_STORE: Final = {Device.CUDA: "4294967296", Device.CPU: "100000000"}
 # is slower than that.
 AGENT_PORTS: Final = {"dashboard-agent-grpc-port": "52366", "runtime-env-agent-port": "52367"}
 
-# The head computes nothing. Port 0: Ray's client server, which runs whatever it is sent, is not started.
-HEAD_START_PARAMS: Final = {
-    "dashboard-host": "0.0.0.0",  # noqa: S104  (inside the seal)
-    "num-cpus": "0",
-    "num-gpus": "0",
-    "ray-client-server-port": "0",
-}
+# The head computes nothing.
+HEAD_START_PARAMS: Final = {"dashboard-host": "0.0.0.0", "num-cpus": "0", "num-gpus": "0"}  # noqa: S104
 
 Scalar = bool | int | float | str
 

@@ -232,10 +232,9 @@ def test_every_ray_node_is_told_its_agents_ports() -> None:
         assert started_with["dashboard-agent-grpc-port"] != started_with["runtime-env-agent-port"]
 
 
-def test_the_heads_client_server_is_not_started() -> None:
-    """It runs whatever it is sent."""
+def test_the_heads_client_server_is_no_port_of_the_head() -> None:
+    """Ray starts it and cannot be told not to; it runs whatever it is sent, and no Service may lead there."""
     head, _ = groups_of(rendered(an_example("tiny-moe"), "tiny-moe"))
-    assert head["rayStartParams"]["ray-client-server-port"] == "0"
     ports = head["template"]["spec"]["containers"][0]["ports"]
     assert 10001 not in [port["containerPort"] for port in ports]
 

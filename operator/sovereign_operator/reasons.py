@@ -119,6 +119,8 @@ UNSCHEDULABLE: Final = "Unschedulable"
 IMAGE_PULL_FAILED: Final = "ImagePullFailed"
 # A model pod's init container could not pull or verify the weights; the message is the data plane's.
 DELIVERY_FAILED: Final = "DeliveryFailed"
+# A model pod's container ends again and again; the message names it and how it ended.
+CONTAINER_CRASHING: Final = "ContainerCrashing"
 # Ray Serve refused or lost the application; the message is Ray's.
 APPLICATION_FAILED: Final = "ApplicationFailed"
 # A changed revision, image or placement is being rolled out.

@@ -121,9 +121,24 @@ def _pod_failure(world: World) -> Stage | None:
         words = waiting_for(pod)
         if words.startswith(_PULL_FAILURES):
             return Stage("False", reasons.IMAGE_PULL_FAILED, f"{name_of(pod)}: {words}")
+        for each in status.get("containerStatuses") or ():
+            if words_of_crash := _crash(each):
+                return Stage("False", reasons.CONTAINER_CRASHING, f"{name_of(pod)}: {words_of_crash}")
         if words and condition_of(pod, "PodScheduled").get("status") == "False":
             return Stage("False", reasons.UNSCHEDULABLE, f"{name_of(pod)}: {words}")
     return None
+
+
+def _crash(container: Mapping[str, Any]) -> str:
+    """How a container that the kubelet holds back from its next start ended."""
+    waiting = (container.get("state") or {}).get("waiting") or {}
+    if waiting.get("reason") != "CrashLoopBackOff":
+        return ""
+    ended = (container.get("lastState") or {}).get("terminated") or {}
+    return (
+        f"{container.get('name')} has ended {container.get('restartCount', 0)} times, the last time with exit "
+        f"code {ended.get('exitCode')} ({ended.get('reason')}); `kubectl logs --previous` shows its last words."
+    )
 
 
 def _delivery_failure(container: Mapping[str, Any]) -> str:

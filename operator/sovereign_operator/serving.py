@@ -135,9 +135,10 @@ def _crash(container: Mapping[str, Any]) -> str:
     if waiting.get("reason") != "CrashLoopBackOff":
         return ""
     ended = (container.get("lastState") or {}).get("terminated") or {}
+    times, code, why = container.get("restartCount", 0), ended.get("exitCode"), ended.get("reason")
     return (
-        f"{container.get('name')} has ended {container.get('restartCount', 0)} times, the last time with exit "
-        f"code {ended.get('exitCode')} ({ended.get('reason')}); `kubectl logs --previous` shows its last words."
+        f"{container.get('name')} has ended {times} times, the last time with exit code {code} ({why}); "
+        "`kubectl logs --previous` shows its last words."
     )
 
 

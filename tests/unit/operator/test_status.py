@@ -156,8 +156,9 @@ def test_kuberay_has_to_have_looked_at_the_last_change() -> None:
             "DeliveryFailed", "DigestMismatch: a, not b",
         ),
         (
-            {"phase": "Running", "containerStatuses": [
-                {"name": "ray-worker", "restartCount": 4, "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            {"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}], "containerStatuses": [
+                {"name": "ray-worker", "restartCount": 4,
+                 "state": {"waiting": {"reason": "CrashLoopBackOff"}},
                  "lastState": {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}}
             ]},
             "ContainerCrashing", "ray-worker has ended 4 times, the last time with exit code 137 (OOMKilled)",

@@ -25,6 +25,10 @@ REF_NAME = "org.opencontainers.image.ref.name"
 BASE = "dev.sovereign.base"
 BUNDLE_NAME = "dev.sovereign.bundle"
 BUNDLE_VERSION = "dev.sovereign.bundle.version"
+# Notes of roots: the model that a licence or a manifest belongs to, as `<repository>:<tag>`; and where an
+# image was found, with the digest that was found there.
+MODEL_NOTE = "dev.sovereign.model"
+ORIGIN_NOTE = "dev.sovereign.origin"
 INDEX_BYTES = 4 * 1024 * 1024
 MAX_ROOTS = 2_000
 

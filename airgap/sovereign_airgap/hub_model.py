@@ -42,9 +42,9 @@ from sovereign_airgap.wire import BUFFER_BYTES, LineBroken
 SMALL_BYTES = 8 * 1024 * 1024
 # What the start of a README (its front matter) may be long.
 README_BYTES = 64 * 1024
-_CONFIG_BYTES = 4 * 1024 * 1024
-_CONFIGS = ("config.json", "params.json")
-_README = "README.md"
+CONFIG_BYTES = 4 * 1024 * 1024
+CONFIGS = ("config.json", "params.json")
+README = "README.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +153,20 @@ class HubModel:
         return Layer(file.path, digest, file.size, media_type)
 
     def _is_read_whole(self, file: HubFile, header: HeaderCollector | None) -> bool:
-        if file.path in self._kept or file.path in _CONFIGS:
+        if file.path in self._kept or file.path in CONFIGS:
             return True
         return header is None and file.sha256 is None and file.size <= SMALL_BYTES
 
     def _carry_small(self, file: HubFile) -> Digest:
         content = self._kept.get(file.path)
         if content is None:
-            limit = _CONFIG_BYTES if file.path in _CONFIGS else SMALL_BYTES
+            limit = CONFIG_BYTES if file.path in CONFIGS else SMALL_BYTES
             content = self.hub.read(self.listing.source, file, limit)
-        if file.path in _CONFIGS:
+        if file.path in CONFIGS:
             self._kept[file.path] = content
         else:
             self._kept.pop(file.path, None)
-        if file.path == _README:
+        if file.path == README:
             self._readme = content[:README_BYTES]
         digest = self.store.put_blob(content)
         self.progress.moved(file.size)
@@ -209,7 +209,7 @@ class HubModel:
     # -- what was carried -----------------------------------------------------------------------------------
 
     def _config(self) -> dict[str, Json]:
-        for path in _CONFIGS:
+        for path in CONFIGS:
             if path in self._kept:
                 return model_facts.read_config(self._kept[path])
         return {}

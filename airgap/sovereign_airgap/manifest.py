@@ -54,6 +54,13 @@ def fallback_tag(subject: Digest) -> str:
     return f"sha256-{subject.hex}"
 
 
+def commit_tag(revision: str, selection: str | None) -> str:
+    """The tag of an artifact: the commit, plus 8 hex digits of the selection where one was made."""
+    if selection is None:
+        return revision
+    return f"{revision}-{Digest.of(selection.encode('utf-8')).hex[:8]}"
+
+
 @dataclass(frozen=True, slots=True)
 class Descriptor:
     """A pointer to a blob: what it is, its digest and its exact size."""

@@ -80,6 +80,21 @@ def read(content: bytes, media_type: str) -> Document:
     )
 
 
+def media_type_of(content: bytes) -> str:
+    """What a document that was asked for by name says it is; OCI's may say nothing, then its members tell.
+
+    Raises MalformedManifest where it is no JSON object; whether it is a manifest at all, `read` decides.
+    """
+    try:
+        document = strict_json.load_object(content)
+    except strict_json.NotStrict as error:
+        raise _malformed("a JSON object", str(error)[:200]) from error
+    named = document.get("mediaType")
+    if isinstance(named, str):
+        return named
+    return INDEX_TYPE if "manifests" in document else MANIFEST_TYPE
+
+
 def descriptor(raw: Json, where: str) -> Descriptor:
     """A descriptor with its type, digest and size; raises MalformedManifest that names `where`."""
     if not isinstance(raw, dict):

@@ -7,7 +7,6 @@ the list, so no wish of the user can take it either; include and exclude only na
 
 from __future__ import annotations
 
-import hashlib
 import json
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from fnmatch import fnmatchcase
 
 from sovereign_airgap import strict_json
 from sovereign_airgap.errors import IndexNamesMissingFile, MalformedConfig, NothingServable, TooManyFiles
-from sovereign_airgap.manifest import DOC_TYPE, WEIGHT_CONFIG_TYPE, WEIGHT_TYPE
+from sovereign_airgap.manifest import DOC_TYPE, WEIGHT_CONFIG_TYPE, WEIGHT_TYPE, commit_tag
 from sovereign_airgap.names import MAX_FILES, defect_of, require_not_hostile, require_safe_set
 
 WEIGHTS = ".safetensors"
@@ -49,9 +48,7 @@ class Wish:
 
     def tag(self, revision: str) -> str:
         """The tag of a commit under this wish: the commit, plus 8 hex digits of the wish if there is one."""
-        if self.text is None:
-            return revision
-        return f"{revision}-{hashlib.sha256(self.text.encode('utf-8')).hexdigest()[:8]}"
+        return commit_tag(revision, self.text)
 
     def defect_of(self, path: str) -> str | None:
         if self.include and not any(fnmatchcase(path, glob) for glob in self.include):

@@ -10,10 +10,12 @@ import re
 from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import quote
 
 from sovereign_airgap.digest import Digest, git_blob_id
 from sovereign_airgap.errors import (
+    CredentialsUnreadable,
     DigestMismatch,
     FileTooLarge,
     InvalidReference,
@@ -216,6 +218,14 @@ def wrong_bytes(file: HubFile, expected: str, found: str) -> DigestMismatch:
         f"{file.path!a}: expected {expected} as listed by the hub, found {found}; nothing of it was kept, "
         "try again or use another endpoint."
     )
+
+
+def token_in(path: Path) -> str:
+    """The token in a file; raises CredentialsUnreadable."""
+    try:
+        return read_token(path.read_text(encoding="ascii"))
+    except (OSError, UnicodeDecodeError, InvalidReference) as error:
+        raise CredentialsUnreadable(f"Expected one hub token in {path}, found something else.") from error
 
 
 def read_token(text: str) -> str:

@@ -79,7 +79,8 @@ class CreateOptions:
 
 @dataclass(frozen=True, slots=True)
 class CreateResult:
-    """What lies at `path` now: a directory, or a folder of parts. `size` in bytes, of the `blobs` in it."""
+    """What lies at `path` now: a directory, or a folder of parts. `size` in bytes, of the `blobs` in it.
+    `notes` say what stayed behind, and which model has no facts."""
 
     path: Path
     name: str
@@ -88,6 +89,7 @@ class CreateResult:
     blobs: int
     size: int
     base: Digest | None
+    notes: tuple[str, ...]
 
 
 def create(spec: BundleSpec, out: Path, options: CreateOptions, progress: Progress) -> CreateResult:
@@ -97,6 +99,7 @@ def create(spec: BundleSpec, out: Path, options: CreateOptions, progress: Progre
         spec = spec.model_copy(update={"version": base.version_after(spec.name, spec.version)})
     task = f"{spec!r} {options.platform} {base and base.digest} {options.key and options.key.key_id}"
     place = Workplace(out, task, options.part_size)
+    notes: list[str] = []
     with place.entered():
         if not place.is_frozen():
             with Pace(options.patience) as pace:
@@ -106,13 +109,14 @@ def create(spec: BundleSpec, out: Path, options: CreateOptions, progress: Progre
                 to.begin()
                 with _sources(spec, options, pace, progress) as sources:
                     items = _carried(sources, to, progress)
+                notes += _notes(items)
                 progress.enter("publishing")
                 _freeze(spec, base, items, to)
             if options.key is not None:
                 sign(place.bundle, options.key, options.created or datetime.now(UTC))
         place.publish(progress)
     progress.enter("done")
-    return _result(out)
+    return _result(out, notes)
 
 
 @contextmanager
@@ -208,11 +212,20 @@ def _require_distinct(names: Iterable[str]) -> None:
         )
 
 
-def _result(out: Path) -> CreateResult:
+def _notes(items: Sequence[Item]) -> Iterator[str]:
+    for item in items:
+        if isinstance(item, ModelItem):
+            for file in item.left_out:
+                yield f"left out: {item.root.repository}: {ascii(file.path)[1:-1]} {file.why}"
+            if item.no_facts is not None:
+                yield f"no facts: {item.root.repository}: {item.no_facts}"
+
+
+def _result(out: Path, notes: Sequence[str]) -> CreateResult:
     reader = open_bundle(out)
     content = read(reader, INDEX, INDEX_BYTES)
     index = Index.parse(content)
     sizes = [entry.size for entry in reader.entries() if blob_digest(entry.path) is not None]
     return CreateResult(
-        out, index.name, index.version, Digest.of(content), len(sizes), sum(sizes), index.base
+        out, index.name, index.version, Digest.of(content), len(sizes), sum(sizes), index.base, tuple(notes)
     )

@@ -13,12 +13,14 @@ from sovereign_airgap.bundle.card import Card
 from sovereign_airgap.bundle.index import Root
 from sovereign_airgap.facts import ModelFacts
 from sovereign_airgap.manifest import ModelManifest
+from sovereign_airgap.selection import LeftOut
 from sovereign_airgap.strict_json import Json
 
 
 @dataclass(frozen=True, slots=True)
 class ModelItem:
-    """A model. `config` is its config.json; `facts` None where none could be derived."""
+    """A model. `config` is its config.json; `no_facts` says why none could be derived from a commit of the
+    hub, of which `left_out` stayed behind."""
 
     root: Root
     manifest: ModelManifest
@@ -28,6 +30,8 @@ class ModelItem:
     referrers: Root | None = None
     licenses: tuple[Root, ...] = ()
     resource: Root | None = None
+    left_out: tuple[LeftOut, ...] = ()
+    no_facts: str | None = None
 
     @property
     def roots(self) -> tuple[Root, ...]:

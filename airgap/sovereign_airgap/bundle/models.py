@@ -79,6 +79,8 @@ class HubModelSource:
             referrers=referrers_root(to, root, attached),
             licenses=licenses_of(root, model.manifest),
             resource=None if self._resource is None else self._resource.root(to, root),
+            left_out=model.left_out,
+            no_facts=model.no_facts,
         )
         return (item,)
 

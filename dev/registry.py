@@ -72,6 +72,13 @@ class LocalRegistry:
             self._process.wait()
         self._process = None
 
+    def kill(self) -> None:
+        """As a power cut would; `start` brings it back."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
     def blob_path(self, digest: str) -> Path:
         """Where the registry keeps a blob: for tests that damage it."""
         hexadecimal = digest.removeprefix("sha256:")

@@ -84,6 +84,11 @@ class Hang(Fault):
 
 
 @dataclass(frozen=True)
+class Silence(Fault):
+    """The upstream does what it is asked; the client hears nothing, not even a header, until `heal`."""
+
+
+@dataclass(frozen=True)
 class CutUpload(Fault):
     """The upstream gets `after` bytes of the request's body, then both connections break."""
 
@@ -203,6 +208,10 @@ class FaultyProxy:
                 _send(handler, replace(reply, body=reply.body[:after]), length=str(len(reply.body)))
                 self._healed.wait()
                 handler.close_connection = True
+            case Silence():
+                self._forward(asked, handler, length)
+                self._healed.wait()
+                _break(handler)
             case IgnoreRange():
                 whole = {name: value for name, value in headers.items() if name != "range"}
                 _send(handler, self._forward(replace(asked, headers=whole), handler, length))

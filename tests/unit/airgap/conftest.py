@@ -11,10 +11,12 @@ from hypothesis import HealthCheck, settings
 
 from dev.hub import HubServer
 from sovereign_airgap.access import Access
+from sovereign_airgap.bundle.create import CreateOptions
 from sovereign_airgap.mirror import MirrorOptions
 from sovereign_airgap.pace import Patience
 from sovereign_airgap.pull import PullOptions
 from sovereign_airgap.reference import HubReference, OciReference
+from tests.unit.airgap.creations import Connected, two_models
 from tests.unit.airgap.models import REPO, a_repository
 from tests.unit.airgap.registry_double import RegistryDouble
 
@@ -75,3 +77,16 @@ def options(hub: HubServer) -> MirrorOptions:
 @pytest.fixture
 def pull_options() -> PullOptions:
     return PullOptions(access=Access(plain_http=True), patience=QUICK)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, bytes]:
+    """The files of the first of two models that share a shard; both are on the hub."""
+    return two_models(tmp_path / "hub")
+
+
+@pytest.fixture
+def side(models: dict[str, bytes], registry: RegistryDouble, tmp_path: Path) -> Iterator[Connected]:
+    with HubServer(tmp_path / "hub") as hub:
+        options = CreateOptions(access=Access(plain_http=True), endpoint=hub.endpoint, patience=QUICK)
+        yield Connected(hub, registry, tmp_path, options)

@@ -43,8 +43,7 @@ def sign(directory: Path, key: PrivateKey, created: datetime) -> Path:
     sweep(place.parent)
     file = HalfWritten(place, direct=False)
     try:
-        file.room()[: len(envelope)] = envelope
-        file.filled(len(envelope))
+        file.write(envelope)
         file.publish()
     finally:
         file.close()

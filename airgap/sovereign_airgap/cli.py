@@ -23,7 +23,10 @@ from rich.console import Console
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.commands.bundle import bundle_group
+from sovereign_airgap.commands.bundle_diff import bundle_diff_command
 from sovereign_airgap.commands.bundle_load import bundle_load_command
+from sovereign_airgap.commands.bundle_split import bundle_split_command
+from sovereign_airgap.commands.bundle_verify import bundle_verify_command
 from sovereign_airgap.commands.keygen import keygen_command
 from sovereign_airgap.commands.sign import sign_command
 from sovereign_airgap.commands.verify import verify_command
@@ -190,7 +193,10 @@ def inspect_command(
 
 
 cli.add_command(bundle_group)
+bundle_group.add_command(bundle_diff_command)
 bundle_group.add_command(bundle_load_command)
+bundle_group.add_command(bundle_split_command)
+bundle_group.add_command(bundle_verify_command)
 cli.add_command(keygen_command)
 cli.add_command(sign_command)
 cli.add_command(verify_command)

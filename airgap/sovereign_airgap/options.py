@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import click
 from sovereign_airgap.errors import InvalidReference
 from sovereign_airgap.pace import Patience
 from sovereign_airgap.reference import HubReference, OciReference
+
+_SIZE = re.compile(r"([1-9][0-9]{0,14}) ?((?:[KMGT]i?)?B?)", re.IGNORECASE)
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -63,6 +66,27 @@ class SignableType(click.ParamType[Path | OciReference]):
         if reference.digest is None or reference.tag is not None:
             self.fail("an artifact is named by its digest, as in oci://HOST/REPO@sha256:…", param, context)
         return reference
+
+
+class SizeType(click.ParamType[int]):
+    """A number of bytes: 1048576, 1MiB (or 1M), 1MB; no fractions."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = _SIZE.fullmatch(str(value).strip())
+        if found is None:
+            self.fail(
+                f"{str(value)[:40]!r} is no size; write it as in 4000MiB, 4GB or 4194304.", param, context
+            )
+        unit = found[2].upper()
+        step = 1000 if unit.endswith("B") and not unit.endswith("IB") else 1024
+        return int(found[1]) * (step ** " KMGT".index(unit[0]) if unit[:1].strip("B") else 1)
+
+
+SIZE = SizeType()
 
 
 def registry_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -45,7 +45,7 @@ class Defect:
     reason: str = BundleDefective.reason
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.what}"
+        return f"{self.path}: {self.what}{'' if self.what.endswith('.') else '.'}"
 
     def as_json(self) -> dict[str, Json]:
         return {"path": self.path, "what": self.what, "reason": self.reason}

@@ -12,7 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sovereign_airgap.bundle import bom
+from sovereign_airgap.bundle.card import Card
 from sovereign_airgap.bundle.index import BOM_TYPE, FILE_TYPE, Index, Kind, Root
+from sovereign_airgap.bundle.items import ChartItem, FileItem, ImageItem, Item, ModelItem
 from sovereign_airgap.bundle.layout import CONTENTS, INDEX, OCI_LAYOUT, OCI_LAYOUT_CONTENT, blob_path
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.facts import ARTIFACT_TYPE as FACTS_TYPE
@@ -55,6 +58,7 @@ class Draft:
 
     directory: Path
     roots: list[Root] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
 
     def blob(self, content: bytes, media_type: str = FILE_TYPE) -> Descriptor:
         """Puts the bytes where their digest says."""
@@ -101,9 +105,12 @@ class Draft:
         )
         described = ModelConfig(repository, source, commit, "MixtralForCausalLM", "BF16", "1K")
         config = self.blob(described.encode(layers), CONFIG_TYPE)
-        manifest = self.blob(ModelManifest(config, layers, source, commit).encode(), MANIFEST_TYPE)
+        written = ModelManifest(config, layers, source, commit)
+        manifest = self.blob(written.encode(), MANIFEST_TYPE)
         self.referrers(repository, manifest)
-        return self.root(Kind.MODEL, manifest, repository, commit)
+        root = self.root(Kind.MODEL, manifest, repository, commit)
+        self.items.append(ModelItem(root, written, a_config(), None, Card()))
+        return root
 
     def referrers(self, repository: str, subject: Descriptor) -> Root:
         facts = self.manifest(
@@ -120,19 +127,25 @@ class Draft:
             [self.blob(layer, IMAGE_LAYER_TYPE)],
         )
         origin = f"registry.example/{repository}:{tag}@{manifest.digest}"
-        return self.root(Kind.IMAGE, manifest, repository, tag, (("dev.sovereign.origin", origin),))
+        root = self.root(Kind.IMAGE, manifest, repository, tag, (("dev.sovereign.origin", origin),))
+        self.items.append(ImageItem(root, origin, "linux/amd64", len(layer)))
+        return root
 
     def chart(self, repository: str = CHART, version: str = "0.1.0") -> Root:
-        config = {"name": repository.rpartition("/")[2], "version": version, "apiVersion": "v2"}
+        name = repository.rpartition("/")[2]
+        config = {"name": name, "version": version, "apiVersion": "v2"}
         manifest = self.manifest(
             self.blob(json.dumps(config).encode(), CHART_CONFIG_TYPE),
             [self.blob(b"chart " + version.encode(), CHART_LAYER_TYPE)],
         )
-        return self.root(Kind.CHART, manifest, repository, version)
+        root = self.root(Kind.CHART, manifest, repository, version)
+        self.items.append(ChartItem(root, name, version, "", manifest.size))
+        return root
 
     def file(self, title: str, content: bytes, media_type: str = FILE_TYPE) -> Root:
         root = Root(Kind.FILE, self.blob(content, media_type), title=title)
         self.roots.append(root)
+        self.items.append(FileItem(root))
         return root
 
     def root(
@@ -148,7 +161,10 @@ class Draft:
         return root
 
     def finish(self, name: str = NAME, version: int = 1, base: Digest | None = None) -> Path:
-        """Writes what is left: CONTENTS.txt (a file of the bundle, too), oci-layout, and last the index."""
+        """Writes what is left: the bill of materials unless there is one, CONTENTS.txt (a file of the bundle,
+        too), oci-layout, and last the index."""
+        if not any(root.title == BOM for root in self.roots):
+            self.file(BOM, bom.build(name, version, self.items), BOM_TYPE)
         contents = f"{name} {version}\n".encode()
         self.file(CONTENTS, contents)
         (self.directory / CONTENTS).write_bytes(contents)
@@ -186,7 +202,6 @@ def a_bundle(directory: Path, *, name: str = NAME, version: int = 1, width: int 
     draft.file(LICENCE, b"Apache-2.0\n")
     draft.file("wheels/sovereign_models-0.1.0-py3-none-any.whl", some_bytes(300, "wheel"))
     draft.file("manifests/tiny-one.yaml", b"apiVersion: sovereign.dev/v1alpha1\n")
-    draft.file(BOM, _a_bom(draft.roots), BOM_TYPE)
     return draft.finish(name, version)
 
 
@@ -211,7 +226,3 @@ def _layer_type(path: str) -> str:
     if path.endswith(".safetensors"):
         return WEIGHT_TYPE
     return WEIGHT_CONFIG_TYPE if path.endswith(".json") else DOC_TYPE
-
-
-def _a_bom(roots: list[Root]) -> bytes:
-    return canonical_json({"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1})

@@ -9,7 +9,6 @@ from functools import partial
 
 from sovereign_airgap import oci, strict_json
 from sovereign_airgap.access import Access
-from sovereign_airgap.blobs import read_blob
 from sovereign_airgap.bundle.graph import Reach, reach
 from sovereign_airgap.bundle.index import ORIGIN_NOTE, Kind, Root
 from sovereign_airgap.bundle.items import ImageItem
@@ -46,7 +45,6 @@ class ImageSource:
     parallel: int = 4
     _reach: Reach | None = None
     _origin: str = ""
-    _config: bytes | None = None
 
     @property
     def describe(self) -> str:
@@ -71,14 +69,12 @@ class ImageSource:
             )
             self._reach = reach(root, partial(_document, registry, kept))
             if self.platform != ALL_PLATFORMS:
-                self._require_platform(registry, self._reach)
+                self._require_platform(to, registry, self._reach)
         return Survey((root.name,), len(self._reach.blobs), self._reach.blobs)
 
     def carry(self, to: Unfinished) -> tuple[ImageItem, ...]:
         reached = self._reach
         assert reached is not None
-        if self._config is not None:
-            to.put_blob(self._config)
         order = sorted(reached.blobs, key=lambda blob: (-blob.size, blob.digest))
         with self.access.registry(_as_served(self.reference), self.pace, push=False) as registry:
             calls = [partial(self._fetch, to, registry, blob) for blob in order]
@@ -113,14 +109,13 @@ class ImageSource:
             f"{self.describe}: expected at most {_MAX_DEPTH} levels of indexes, found more."
         )
 
-    def _require_platform(self, registry: Registry, reached: Reach) -> None:
+    def _require_platform(self, to: Unfinished, registry: Registry, reached: Reach) -> None:
         """An image without an index says only in its config what it runs on."""
         manifest = reached.documents[-1].read
         config = manifest.children[0]
         if manifest.is_index or config.media_type not in _CONFIG_TYPES:
             return
-        content = read_blob(registry, config, f"the config of {self.describe}", _CONFIG_BYTES)
-        self._config = content
+        content = to.small(registry, config, f"the config of {self.describe}", _CONFIG_BYTES)
         try:
             document = strict_json.load_object(content)
         except strict_json.NotStrict as error:

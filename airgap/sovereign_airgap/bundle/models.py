@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from sovereign_airgap.access import Access
-from sovereign_airgap.blobs import read_blob
 from sovereign_airgap.bundle.attached import Attached, attach_facts, attached_to, facts_among, referrers_root
 from sovereign_airgap.bundle.card import Card
 from sovereign_airgap.bundle.index import Kind, Root
@@ -18,8 +17,7 @@ from sovereign_airgap.bundle.source import Survey
 from sovereign_airgap.bundle.spec import ModelSpec
 from sovereign_airgap.bundle.unfinished import Unfinished
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.disk import explained
-from sovereign_airgap.errors import FileTooLarge, InvalidReference, MalformedManifest, NameRequired
+from sovereign_airgap.errors import InvalidReference, MalformedManifest, NameRequired
 from sovereign_airgap.facts import read_config, require_agreement
 from sovereign_airgap.hub import Hub
 from sovereign_airgap.hub_model import CONFIGS, README, README_BYTES, SMALL_BYTES, HubModel
@@ -190,15 +188,7 @@ def _descriptor(layer: Layer) -> Descriptor:
 
 def _read(to: Unfinished, registry: Registry, layer: Layer) -> bytes:
     """A small file whole: from here, or from the registry where only the base has it."""
-    if layer.size > SMALL_BYTES:
-        raise FileTooLarge(
-            f"Expected {layer.path!a} to have at most {SMALL_BYTES} bytes, found {layer.size}."
-        )
-    stored = to.open_blob(layer.digest)
-    if stored is None:
-        return read_blob(registry, _descriptor(layer), ascii(layer.path), SMALL_BYTES)
-    with stored, explained(to.directory):
-        return stored.read(SMALL_BYTES)
+    return to.small(registry, _descriptor(layer), ascii(layer.path), SMALL_BYTES)
 
 
 def _config(contents: dict[str, bytes]) -> dict[str, Json]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from sovereign_airgap.blobs import BlobStream, corrupt
+from sovereign_airgap.blobs import BlobStream, corrupt, read_blob
 from sovereign_airgap.bundle.layout import (
     CONTENTS,
     INDEX,
@@ -163,6 +163,17 @@ class Unfinished:
                 half.close()
                 stream.close()
             self._note(blob.digest, blob.size)
+
+    def small(self, registry: Registry, blob: Descriptor, what: str, limit: int) -> bytes:
+        """A small blob of a registry whole; from here where it is here, and here afterwards unless the base
+        has it."""
+        if self.is_here(blob.digest, blob.size) and blob.size <= limit:
+            place = self._place(blob.digest)
+            with explained(place):
+                return place.read_bytes()
+        content = read_blob(registry, blob, what, limit)
+        self.put_blob(content)
+        return content
 
     def take(self, path: Path) -> tuple[Digest, int]:
         """Copies a local file in, hashing what is written; returns its digest and size."""

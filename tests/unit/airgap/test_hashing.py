@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hashing many files at once: aligned reads of any range, and an end for every lane."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from sovereign_airgap.bundle import hashing
+from sovereign_airgap.bundle.hashing import Job, hash_all
+from sovereign_airgap.bundle.layout import FileRange
+from sovereign_airgap.digest import Digest
+from sovereign_airgap.errors import (
+    SovereignError,
+)
+
+
+def test_ranges_of_several_files_are_hashed_as_one_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashing, "_PIECE_BYTES", 8192)
+    content = os.urandom(100_000)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    spans = [(0, 100_000), (1, 99_999), (4096, 8192), (8191, 8193), (5000, 5000), (99_999, 100_000)]
+    found: dict[int, Digest | SovereignError] = {}
+    jobs = [
+        Job(at, (FileRange(path, start, end), FileRange(path, 0, at)))
+        for at, (start, end) in enumerate(spans)
+    ]
+    moved: list[int] = []
+    hash_all(jobs, 2, found.__setitem__, moved.append)
+    assert found == {at: Digest.of(content[a:b] + content[:at]) for at, (a, b) in enumerate(spans)}
+    assert sum(moved) == sum(job.size for job in jobs)
+
+
+def test_a_file_that_ends_before_its_range_has_no_digest(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(5000))
+    found: dict[int, Digest | SovereignError] = {}
+    hash_all([Job(0, (FileRange(path, 0, 5001),)), Job(1, ())], None, found.__setitem__, lambda count: None)
+    assert isinstance(found[0], SovereignError) and "found 5000" in str(found[0])
+    assert found[1] == Digest.of(b"")
+    hash_all([], None, found.__setitem__, lambda count: None)
+
+
+def test_a_signal_ends_all_lanes(tmp_path: Path) -> None:
+    class Ended(Exception):
+        pass
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Ended
+
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)
+    counted: list[int] = []
+
+    def moved(count: int) -> None:
+        counted.append(count)
+        if len(counted) == 3:
+            os.kill(os.getpid(), signal.SIGALRM)
+
+    jobs = [Job(at, (FileRange(path, 0, 64 * 1024 * 1024),)) for at in range(40)]
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(Ended):
+            hash_all(jobs, 2, lambda what, result: None, moved)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert len(counted) < 40 * 32

@@ -8,6 +8,7 @@ checks to notice a pod that is gone, and until then it would still be called hea
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -26,6 +27,9 @@ from sovereign_operator.values import Manifest
 from sovereign_operator.world import Stage, World, annotation, condition_of, is_dying, name_of
 
 _PULL_FAILURES: Final = ("ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull")
+# The line that ends a stack: a type and its message. Ray wraps stacks into stacks and colours them.
+_EXCEPTION: Final = re.compile(r"^(?!RuntimeError: Traceback)[A-Za-z_][\w.]*: \S.*$", re.MULTILINE)
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +94,19 @@ def _app_failure(live: Manifest, model: SovereignModel) -> Stage | None:
         return Stage("False", reasons.APPLICATION_FAILED, str(invalid.get("message"))[:800])
     app = _application(live, model)
     if app.get("status") in ("DEPLOY_FAILED", "UNHEALTHY"):
-        words = str(app.get("message") or f"The Serve application is {app['status']}.")
-        return Stage("False", reasons.APPLICATION_FAILED, words[:800])
+        return Stage("False", reasons.APPLICATION_FAILED, _cause(app))
     return None
+
+
+def _cause(app: Mapping[str, Any]) -> str:
+    """What a failed application says, without the stack around it: the innermost exception comes first."""
+    told = [("the application", app)]
+    told += sorted((app.get("serveDeploymentStatuses") or {}).items())
+    for name, part in told:
+        text = _COLOURS.sub("", str(part.get("message") or ""))
+        if found := _EXCEPTION.search(text):
+            return f"{name}: {found[0]}"[:800]
+    return _COLOURS.sub("", str(app.get("message") or f"The Serve application is {app['status']}."))[:800]
 
 
 def _missing_pods(world: World, memo: Memo | None) -> Stage | None:
@@ -166,8 +180,12 @@ def _as_loss(stage: Stage, model: SovereignModel) -> Stage:
 
 
 def _application(live: Manifest, model: SovereignModel) -> Mapping[str, Any]:
-    active = (live.get("status") or {}).get("activeServiceStatus") or {}
-    found: Mapping[str, Any] = (active.get("applicationStatuses") or {}).get(model.name) or {}
+    """Of the cluster that serves; while none does, of the one that is being started."""
+    status = live.get("status") or {}
+    cluster = status.get("activeServiceStatus") or {}
+    if not cluster.get("rayClusterName"):
+        cluster = status.get("pendingServiceStatus") or {}
+    found: Mapping[str, Any] = (cluster.get("applicationStatuses") or {}).get(model.name) or {}
     return found
 
 

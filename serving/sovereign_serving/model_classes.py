@@ -6,6 +6,7 @@ Otherwise every rank, at every start, imports vLLM once more in a process that o
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def hand_over(found: Path, cache: Path) -> None:
     """Puts the files where vLLM looks, in `modelinfos` below its cache.
 
     vLLM compares the hash in each with the module that it would import and believes nothing that is stale.
+    What cannot be copied is found out again: slower, and no reason not to serve.
     """
-    if found.is_dir():
+    with contextlib.suppress(OSError):
         shutil.copytree(found, cache / "modelinfos", dirs_exist_ok=True)

@@ -10,7 +10,7 @@ import pytest
 from sovereign_operator import status
 from sovereign_operator.events import event
 from sovereign_operator.plan import Plan
-from sovereign_operator.world import condition_of
+from sovereign_operator.world import condition_of, name_of
 from tests.unit.operator.builders import COMMIT, DIGEST, a_node
 from tests.unit.operator.worlds import START, Universe, a_body, a_serving_universe
 
@@ -84,6 +84,38 @@ def test_a_model_that_never_answered_is_starting_and_not_missing() -> None:
     universe.serving("one", "DEPLOYING")
     universe.settle()
     assert universe.reason() == "Starting"
+
+
+RAYS_WORDS = """The deployment failed to start 3 times in a row. See controller logs for details. Error:
+\x1b[36mray::ServeReplica.initialize()\x1b[39m (pid=588, ip=10.0.0.1)
+  File "/opt/replica.py", line 1928, in initialize
+    raise RuntimeError(traceback.format_exc()) from None
+RuntimeError: Traceback (most recent call last):
+  File "/opt/sovereign_serving/offline.py", line 3, in require
+    raise NotOffline("...")
+sovereign_serving.offline.NotOffline: HF_HUB_OFFLINE is not set.
+
+The above exception was the direct cause of the following exception:
+
+RuntimeError: and so on
+"""
+
+
+def test_an_application_that_fails_before_it_ever_served_is_quoted_without_its_stack() -> None:
+    universe = Universe()
+    universe.mirrored()
+    universe.settle()
+    universe.start_cluster()
+    universe.serving("one", "DEPLOY_FAILED", "DEPLOY_FAILED", ready="False")
+    live = universe.service()["status"]
+    live["pendingServiceStatus"] = live.pop("activeServiceStatus")
+    app = live["pendingServiceStatus"]["applicationStatuses"][name_of(universe.body)]
+    app["message"] = "Failed to update the deployments ['LLM']."
+    app["serveDeploymentStatuses"]["LLM"]["message"] = RAYS_WORDS
+    universe.settle()
+    assert universe.reason() == "ApplicationFailed"
+    said = universe.condition("Serving")["message"]
+    assert said == "LLM: sovereign_serving.offline.NotOffline: HF_HUB_OFFLINE is not set."
 
 
 def test_a_worker_pod_that_is_gone_is_a_loss_before_serve_notices() -> None:

@@ -89,9 +89,10 @@ class Workplace:
         with explained(self.out):
             self._require_free()
             finished.rename(self.out)
-            sync_folder(self.out.parent)
+        sync_folder(self.out.parent)
+        # From here on the bundle is there: what cannot be tidied up is no failure.
+        with contextlib.suppress(OSError):
             (self.folder / _FROZEN).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # what lies in it is not ours
             self.folder.rmdir()
 
     def _require_free(self) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sovereign_airgap.bundle.layout import INDEX, BundleReader, Directory
+from sovereign_airgap.bundle.layout import INDEX, OCI_LAYOUT, BundleReader, Directory
 from sovereign_airgap.bundle.parts import LIST_SUFFIX, Parts
 from sovereign_airgap.disk import explained
 from sovereign_airgap.errors import BundleDefective
@@ -22,7 +22,8 @@ def open_bundle(path: Path) -> BundleReader:
     if ".part-" in path.name and not path.is_dir():
         raise BundleDefective(f"Expected the list {path.stem}{LIST_SUFFIX}, found the part {path.name}.")
     directory = Directory(path)
-    if os.path.lexists(path / INDEX):  # a link, too: it is the verifier who says that it may not be one
+    # Links, too, and one of them is enough: what is wrong with the other is for its verification to name.
+    if os.path.lexists(path / INDEX) or os.path.lexists(path / OCI_LAYOUT):
         return directory
     with explained(path):
         lists = sorted(found.name for found in path.iterdir() if found.name.endswith(LIST_SUFFIX))

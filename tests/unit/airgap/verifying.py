@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sovereign_airgap.bundle import signatures
 from sovereign_airgap.bundle.opening import open_bundle
 from sovereign_airgap.bundle.report import Report
 from sovereign_airgap.bundle.verify import examine
+from sovereign_airgap.errors import Refusal
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.signing.keys import PrivateKey, PublicKey
 
@@ -35,3 +38,14 @@ def defects_of(path: Path, keys: Sequence[PublicKey] = ()) -> dict[str, str]:
 
 def the_largest_shard(bundle: Path) -> Path:
     return max((bundle / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+
+
+def found_in(path: Path, *keys: PublicKey) -> dict[str, tuple[str, str]]:
+    """What is wrong, by path: the reason and the sentence."""
+    report = examine(open_bundle(path), keys, 1, Progress())
+    if report.defects:
+        with pytest.raises(Refusal) as refused:
+            _ = report.verified
+        assert refused.value.exit_code == 3
+        assert len(str(refused.value)) < 300 + 1000 * len(report.defects)
+    return {defect.path: (defect.reason, defect.what) for defect in report.defects}

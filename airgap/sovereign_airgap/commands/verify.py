@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from sovereign_airgap.access import Access
-from sovereign_airgap.commands.bundle import bundle_group
+from sovereign_airgap.commands.bundle_verify import bundle_verify_command
 from sovereign_airgap.options import FILE, SignableType, patience, registry_options
 from sovereign_airgap.pace import Pace
 from sovereign_airgap.reference import OciReference
@@ -42,8 +42,7 @@ def verify_command(
     """Checks TARGET: a bundle (its directory or parts) with all it carries, or the signatures of an artifact
     oci://HOST/REPO@sha256:…."""
     if not isinstance(target, OciReference):
-        whole = bundle_group.commands["verify"]
-        context.invoke(whole, path=target, keys=keys, threshold=threshold, as_json=as_json)
+        context.invoke(bundle_verify_command, path=target, keys=keys, threshold=threshold, as_json=as_json)
         return
     if not keys:
         raise click.UsageError("An artifact's signatures are checked with --key, at least one.")

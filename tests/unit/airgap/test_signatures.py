@@ -34,6 +34,7 @@ from sovereign_airgap.registry import Registry
 from sovereign_airgap.signing.dsse import ENVELOPE_BYTES
 from sovereign_airgap.signing.keys import PrivateKey, PublicKey
 from sovereign_airgap.signing.referrer import KEY_ID, SIGNATURE_TYPE
+from tests.unit.airgap.bundles import a_bundle
 from tests.unit.airgap.conftest import QUICK
 from tests.unit.airgap.registry_double import RegistryDouble
 from tests.unit.airgap.signers import ANNA, BERT, CARA, FOREIGN, WHEN, a_release
@@ -385,6 +386,24 @@ def test_a_bundle_is_signed_from_the_command_line(
     public_keys = [PublicKey.load(keys / f"{name}.pub") for name in ("vendor", "site")]
     content = (directory / "index.json").read_bytes()
     assert len(signatures.signed_by(Directory(directory), content, public_keys, 2)) == 2
+
+
+def test_a_bundle_is_verified_whole_and_by_its_signatures(
+    keys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = a_bundle(tmp_path / "whole")
+    trusted = ["--key", str(keys / "vendor.pub")]
+    assert run(["verify", str(directory), *trusted]) == 3
+    assert "NotSigned" in capsys.readouterr().err
+    assert run(["sign", str(directory), "--key", str(keys / "vendor.key")]) == 0
+    assert run(["verify", str(directory), *trusted]) == 0
+    assert f"signed by {PublicKey.load(keys / 'vendor.pub').key_id}" in capsys.readouterr().out
+    assert run(["verify", str(directory), *trusted, "--threshold", "2"]) == 3
+    blob = next((directory / "blobs" / "sha256").iterdir())
+    blob.write_bytes(blob.read_bytes() + b" ")
+    capsys.readouterr()
+    assert run(["verify", str(directory), *trusted]) == 3
+    assert blob.name in capsys.readouterr().err
 
 
 def test_an_artifact_is_signed_and_verified_from_the_command_line(

@@ -185,6 +185,12 @@ class RegistryBlobCorrupt(Refusal):
     reason = "RegistryBlobCorrupt"
 
 
+class RegistryDamaged(Refusal):
+    """The registry's storage holds damaged bytes, or lacks some that its manifests name."""
+
+    reason = "RegistryDamaged"
+
+
 # -- failed: the source -------------------------------------------------------------------------------------
 
 

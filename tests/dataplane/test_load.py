@@ -377,3 +377,46 @@ def wait_until_struck(front: FaultyProxy) -> None:
     while not front.struck:
         assert time.monotonic() < ends, "the request never came"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("at", ["the start", "the middle", "the end"])
+def test_what_rotted_on_the_registrys_disk_is_found_removed_and_loaded_again(
+    own: BundleSite, tmp_path: Path, at: str
+) -> None:
+    assert own.load().code == 0
+    path = own.server.blob_path(str(own.shard))
+    content = bytearray(path.read_bytes())
+    content[{"the start": 0, "the middle": len(content) // 2, "the end": -1}[at]] ^= 1
+    path.write_bytes(content)
+    assert own.load().code == 0, "a load sees the blob's name and length only"
+    storage = str(own.server.folder / "data")
+
+    found = start(tmp_path, "registry", "verify", storage).ended()
+    assert (found.reason, found.code) == ("RegistryDamaged", 3), found
+    repaired = start(tmp_path, "registry", "verify", storage, "--repair").ended()
+    assert (repaired.reason, repaired.code) == ("RegistryDamaged", 3), repaired
+    assert COMMIT_ONE in repaired.message
+    assert COMMIT_TWO in repaired.message
+    assert_told_well(repaired)
+
+    assert own.load().code == 0
+    assert own.loaded is not None
+    assert own.loaded.sent_bytes == len(content), "more than the damaged blob was sent"
+    own.assert_loaded()
+    whole = start(tmp_path, "registry", "verify", storage).ended()
+    assert (whole.reason, whole.code) == ("Verified", 0), whole
+
+
+def test_a_manifest_that_rotted_is_found_removed_and_loaded_again(own: BundleSite, tmp_path: Path) -> None:
+    assert own.load().code == 0
+    [root] = [root for root in own.roots if root.tag == COMMIT_ONE]
+    path = own.server.blob_path(str(root.descriptor.digest))
+    path.write_bytes(path.read_bytes().replace(b"tiny-one", b"tiny-0ne"))
+    storage = str(own.server.folder / "data")
+
+    assert start(tmp_path, "registry", "verify", storage, "--repair").ended().code == 3
+
+    assert own.tag(root) is None
+    assert own.load().code == 0
+    own.assert_loaded()
+    assert start(tmp_path, "registry", "verify", storage).ended().code == 0

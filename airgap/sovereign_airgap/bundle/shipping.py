@@ -12,6 +12,7 @@ from functools import partial
 
 from sovereign_airgap.bundle.cargo import Shipment, Stock
 from sovereign_airgap.bundle.layout import blob_path
+from sovereign_airgap.bundle.part_damage import blame
 from sovereign_airgap.bundle.place import Place
 from sovereign_airgap.bundle.sending import Sending
 from sovereign_airgap.digest import Digest
@@ -109,7 +110,8 @@ class Shipping:
                 shipment.size,
                 holder.describe,
                 self.progress,
-                chunk=self.chunk,
+                partial(blame, holder, path),
+                self.chunk,
             )
             sent = sending.run(session)
         self.tally.add(sent=1, sent_bytes=sent)

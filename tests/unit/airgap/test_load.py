@@ -17,6 +17,8 @@ from sovereign_airgap.bundle import load as loading
 from sovereign_airgap.bundle.index import Kind
 from sovereign_airgap.bundle.layout import INDEX, Directory, blob_path
 from sovereign_airgap.bundle.load import Loaded, LoadOptions
+from sovereign_airgap.bundle.opening import open_bundle
+from sovereign_airgap.bundle.split import split
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import (
     BundleDefective,
@@ -87,7 +89,7 @@ Load = Callable[..., Loaded]
 def load(registry: RegistryDouble, options: LoadOptions) -> Load:
     def call(bundle: Path, prefix: str = "", **changes: object) -> Loaded:
         wanted = dataclasses.replace(options, **changes)  # type: ignore[arg-type]
-        return loading.load(Directory(bundle), OciReference(registry.host, prefix), wanted, Progress())
+        return loading.load(open_bundle(bundle), OciReference(registry.host, prefix), wanted, Progress())
 
     return call
 
@@ -578,3 +580,17 @@ def test_a_manifest_that_went_bad_in_the_registry_is_named(
     registry.manifests[name] = (content.replace(b"tiny", b"tinx"), media_type)
     with pytest.raises(DigestMismatch):
         load(bundle)
+
+
+def test_of_parts_the_one_to_copy_again_is_named(
+    load: Load, bundle: Path, registry: RegistryDouble, tmp_path: Path
+) -> None:
+    written = split(bundle, tmp_path / "parts", 1024 * 1024)
+    part = sorted((tmp_path / "parts").glob("*.part-*"))[2]
+    flip(part, at=500_000)
+    with pytest.raises(DigestMismatch, match=f"{part.name}.* copy this part again"):
+        load(written.path)
+    assert tags(registry) == []
+    flip(part, at=500_000)
+    load(written.path)
+    assert len(tags(registry)) == 6

@@ -23,6 +23,7 @@ from rich.console import Console
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.commands.bundle import bundle_group
+from sovereign_airgap.commands.bundle_create import bundle_create_command
 from sovereign_airgap.commands.bundle_diff import bundle_diff_command
 from sovereign_airgap.commands.bundle_load import bundle_load_command
 from sovereign_airgap.commands.bundle_split import bundle_split_command
@@ -35,10 +36,8 @@ from sovereign_airgap.commands.verify import verify_command
 from sovereign_airgap.errors import (
     EXIT_DONE,
     EXIT_USAGE,
-    CredentialsUnreadable,
     InternalError,
     Interrupted,
-    InvalidReference,
     SovereignError,
 )
 from sovereign_airgap.inspect import inspect as inspect_artifact
@@ -105,13 +104,14 @@ def mirror_command(
     if target.digest is not None:
         raise click.UsageError("TARGET takes a tag, not a digest: the digest is what comes out.")
     # Late: the hub's client takes a CPU second to import, and a pod that pulls needs none of it.
+    from sovereign_airgap.hub import token_in
     from sovereign_airgap.mirror import MirrorOptions, mirror
 
     options = MirrorOptions(
         access=Access(plain_http, ca, docker_config),
         endpoint=endpoint,
         hub_ca=hub_ca,
-        token=None if token_file is None else _token(token_file),
+        token=None if token_file is None else token_in(token_file),
         wish=Wish(include, exclude),
         patience=patience(attempts, stall_seconds, longest_pause),
     )
@@ -195,6 +195,7 @@ def inspect_command(
 
 
 cli.add_command(bundle_group)
+bundle_group.add_command(bundle_create_command)
 bundle_group.add_command(bundle_diff_command)
 bundle_group.add_command(bundle_load_command)
 bundle_group.add_command(bundle_split_command)
@@ -314,15 +315,6 @@ def _result_file(arguments: Sequence[str]) -> Path | None:
         if argument.startswith("--result-file="):
             return Path(argument.partition("=")[2])
     return None
-
-
-def _token(path: Path) -> str:
-    from sovereign_airgap.hub import read_token  # late, as for `mirror`
-
-    try:
-        return read_token(path.read_text(encoding="ascii"))
-    except (OSError, UnicodeDecodeError, InvalidReference) as error:
-        raise CredentialsUnreadable(f"Expected one hub token in {path}, found something else.") from error
 
 
 if __name__ == "__main__":

@@ -6,13 +6,11 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from dev.binaries import BuildFailed, binary
 from sovereign_airgap.bundle.charts import CONFIG_TYPE, CONTENT_TYPE, _stored_gzip, pack
 from sovereign_airgap.bundle.index import Kind
 from sovereign_airgap.errors import DiskFailed, InvalidSpec, UnsafeFileName
@@ -80,18 +78,6 @@ def test_a_chart_in_a_bundle_has_the_form_that_helm_reads(side: Connected, tmp_p
     (layer,) = manifest["layers"]  # type: ignore[misc]
     assert layer["mediaType"] == CONTENT_TYPE  # type: ignore[index,call-overload]
     assert layer["digest"] == digest_of(pack(chart).archive)  # type: ignore[index,call-overload]
-
-
-def test_helm_reads_our_own_charts_as_they_are_packed(tmp_path: Path) -> None:
-    try:
-        helm = binary("helm")
-    except BuildFailed as failure:
-        pytest.skip(f"helm cannot be built here: {failure}")
-    for name in ("sovereign-crds", "sovereign-operator"):
-        archive = tmp_path / f"{name}.tgz"
-        archive.write_bytes(pack(Path("charts") / name).archive)
-        shown = subprocess.run([helm, "show", "chart", archive], capture_output=True, text=True, check=True)
-        assert f"name: {name}" in shown.stdout
 
 
 def refused(path: Path, told: str) -> None:

@@ -25,10 +25,10 @@ from typing import Generic, TypeVar
 from sovereign_airgap.bundle.layout import FileRange, open_plain
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import DiskFailed, Interrupted, SizeMismatch, SovereignError
-from sovereign_airgap.stopping import first_cause
 
 MAX_LANES = 16
-_PIECE_BYTES = 2 * 1024 * 1024  # two per lane: 64 MiB at most
+_PIECE_BYTES = 4 * 1024 * 1024
+_ALL_BYTES = 64 * 1024 * 1024  # of all lanes' buffers, two each
 _ALIGNMENT = 4096
 
 T = TypeVar("T")
@@ -66,9 +66,13 @@ def hash_all(
     for job in sorted(jobs, key=lambda job: job.size, reverse=True):
         waiting.put(job)
     stop = threading.Event()
+    lanes = min(lanes_for(parallel), len(jobs))
+    if not lanes:
+        return
+    piece = min(_PIECE_BYTES, _ALL_BYTES // (2 * lanes)) // _ALIGNMENT * _ALIGNMENT
 
     def work() -> None:
-        with _lane(stop, moved) as lane:
+        with _lane(stop, moved, piece) as lane:
             while not stop.is_set():
                 try:
                     job = waiting.get_nowait()
@@ -82,9 +86,6 @@ def hash_all(
                     result = error
                 found(job.what, result)
 
-    lanes = min(lanes_for(parallel), len(jobs))
-    if not lanes:
-        return
     with ThreadPoolExecutor(lanes, thread_name_prefix="hash") as pool:
         futures: list[Future[None]] = [pool.submit(work) for _ in range(lanes)]
         try:
@@ -93,20 +94,17 @@ def hash_all(
         except BaseException:
             stop.set()
             raise
-    errors = [future.exception() for future in futures]
-    if any(errors):
-        raise first_cause(errors)
 
 
 class _Lane:
     """Two buffers in turn: one is hashed while the other is read into."""
 
     def __init__(
-        self, stop: threading.Event, moved: Callable[[int], None], ahead: ThreadPoolExecutor
+        self, stop: threading.Event, moved: Callable[[int], None], ahead: ThreadPoolExecutor, piece: int
     ) -> None:
         self._stop, self._moved, self._ahead = stop, moved, ahead
         # Of their own pages: reads past the page cache want aligned memory.
-        self._maps = [mmap.mmap(-1, _PIECE_BYTES) for _ in range(2)]
+        self._maps = [mmap.mmap(-1, piece) for _ in range(2)]
         self._buffers = [memoryview(each) for each in self._maps]
 
     def digest(self, ranges: Sequence[FileRange]) -> Digest:
@@ -185,9 +183,9 @@ class _File:
 
 
 @contextmanager
-def _lane(stop: threading.Event, moved: Callable[[int], None]) -> Iterator[_Lane]:
+def _lane(stop: threading.Event, moved: Callable[[int], None], piece: int) -> Iterator[_Lane]:
     with ThreadPoolExecutor(1, thread_name_prefix="read") as ahead:
-        lane = _Lane(stop, moved, ahead)
+        lane = _Lane(stop, moved, ahead, piece)
         try:
             yield lane
         finally:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 from pathlib import Path
@@ -35,6 +36,28 @@ def test_ranges_of_several_files_are_hashed_as_one_content(
     hash_all(jobs, 2, found.__setitem__, moved.append)
     assert found == {at: Digest.of(content[a:b] + content[:at]) for at, (a, b) in enumerate(spans)}
     assert sum(moved) == sum(job.size for job in jobs)
+
+
+@pytest.mark.parametrize("lanes", range(1, 17))
+def test_any_number_of_lanes_reads_aligned_pieces_of_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
+) -> None:
+    sizes: list[int] = []
+    real = mmap.mmap
+
+    def counted(descriptor: int, size: int) -> mmap.mmap:
+        sizes.append(size)
+        return real(descriptor, 4096)
+
+    monkeypatch.setattr(hashing.mmap, "mmap", counted)
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    jobs = [Job(at, (FileRange(path, 0, 7),)) for at in range(lanes)]
+    found: dict[int, Digest | SovereignError] = {}
+    hash_all(jobs, lanes, found.__setitem__, lambda count: None)
+    assert set(found.values()) == {Digest.of(b"content")}
+    assert len(sizes) == 2 * lanes and sum(sizes) <= 64 * 1024 * 1024
+    assert not any(size % 4096 for size in sizes)
 
 
 def test_a_file_that_ends_before_its_range_has_no_digest(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_any_number_of_lanes_reads_aligned_pieces_of_bounded_memory(
         sizes.append(size)
         return real(descriptor, 4096)
 
-    monkeypatch.setattr(hashing.mmap, "mmap", counted)
+    monkeypatch.setattr(mmap, "mmap", counted)
     path = tmp_path / "file"
     path.write_bytes(b"content")
     jobs = [Job(at, (FileRange(path, 0, 7),)) for at in range(lanes)]

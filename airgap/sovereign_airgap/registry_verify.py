@@ -19,13 +19,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sovereign_airgap import oci, strict_json
+from sovereign_airgap import oci
 from sovereign_airgap.bundle.hashing import Job, hash_all
 from sovereign_airgap.bundle.layout import FileRange
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained, regular_file
 from sovereign_airgap.errors import MalformedManifest, SovereignError
-from sovereign_airgap.manifest import INDEX_TYPE, MANIFEST_TYPE, MAX_MANIFEST_BYTES
+from sovereign_airgap.manifest import MAX_MANIFEST_BYTES
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.registry_storage import Link, Repository, Storage, StoredBlob
 from sovereign_airgap.strict_json import Json
@@ -275,13 +275,7 @@ def _document(blob: StoredBlob) -> oci.Document:
         )
     with explained(blob.path):
         content = blob.path.read_bytes()
-    try:
-        document = strict_json.load_object(content)
-    except strict_json.NotStrict as error:
-        raise MalformedManifest(f"Expected a manifest, found: {str(error)[:200]}.") from error
-    told = document.get("mediaType")
-    guessed = INDEX_TYPE if "manifests" in document else MANIFEST_TYPE
-    return oci.read(content, told if isinstance(told, str) else guessed)
+    return oci.read(content, oci.media_type_of(content))
 
 
 def show(found: Verified, console: Console) -> None:

@@ -31,7 +31,7 @@ from typing import Self
 
 from sovereign_airgap import catalogue, oci
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.errors import LoadInProgress, MalformedManifest, SovereignError
+from sovereign_airgap.errors import LoadInProgress, MalformedManifest, RegistryForbidden, SovereignError
 from sovereign_airgap.manifest import (
     EMPTY_BLOB,
     EMPTY_TYPE,
@@ -142,15 +142,20 @@ class Claim:
     # -- requests -------------------------------------------------------------------------------------------
 
     def _take_away(self) -> None:
-        url = self._registry.url(f"manifests/{self._tag}")
         if self._registry.pace.stopped:
-            self._registry.ask_once("DELETE", url)
-            return
-        reply = self._registry.ask("DELETE", url)
-        if reply.status not in _GONE:
+            self._registry.ask_once("DELETE", self._registry.url(f"manifests/{self._tag}"))
+        elif not self._delete(self._tag):
             self._write(_RELEASED, until=0)  # a registry that keeps its tags
         elif self._last is not None:
-            self._registry.ask("DELETE", self._registry.url(f"manifests/{self._last}"))
+            self._delete(str(self._last))
+
+    def _delete(self, target: str) -> bool:
+        """Whether it is gone: not every registry deletes, nor for everybody who may push."""
+        try:
+            reply = self._registry.ask("DELETE", self._registry.url(f"manifests/{target}"))
+        except RegistryForbidden:
+            return False
+        return reply.status in _GONE
 
     def _write(self, state: str, until: int | None = None) -> None:
         begun = time.monotonic()
@@ -194,7 +199,7 @@ class Claim:
                 continue  # released since the listing
             found = Claimant.parse(tag, content)
             if found.is_over(time.monotonic() + self._ahead[0]):
-                self._registry.ask("DELETE", self._registry.url(f"manifests/{tag}"))
+                self._delete(tag)
             else:
                 others.append(found)
         return others

@@ -19,7 +19,7 @@ class Place:
     """Opens the repositories of one place on demand; all share their connections. Threads may share it."""
 
     def __init__(
-        self, target: OciReference, access: Access, pace: Pace, wire: Wire, stack: ExitStack
+        self, target: OciReference, access: Access, pace: Pace, wire: Wire, stack: ExitStack, deletes: bool
     ) -> None:
         self.host = target.host
         self.prefix = target.repository
@@ -28,6 +28,7 @@ class Place:
         self._base = f"{'http' if access.plain_http else 'https'}://{target.host}"
         self._login = read_docker_config(docker_config_path(access.docker_config), target.host)
         self._stack = stack
+        self._deletes = deletes
         self._open: dict[str, Registry] = {}
         self._lock = threading.Lock()
 
@@ -40,20 +41,22 @@ class Place:
         return OciReference(self.host, name).repository
 
     def repository(self, repository: str) -> Registry:
-        """The bundle's repository, with the right to push."""
+        """The bundle's repository, with the right to push, and to delete where this place asks for it."""
         name = self.full_name(repository)
         with self._lock:
             found = self._open.get(name)
             if found is None:
                 made = Registry(self._base, name, self._wire, self.pace, self._login, push=True)
+                if self._deletes:
+                    made.scope += ",delete"
                 found = self._open[name] = self._stack.enter_context(made)
             return found
 
 
 @contextmanager
-def opened(target: OciReference, access: Access, pace: Pace) -> Iterator[Place]:
+def opened(target: OciReference, access: Access, pace: Pace, deletes: bool = False) -> Iterator[Place]:
     """A place while the block lasts; nothing is sent yet."""
     with ExitStack() as stack:
         wire = Wire(pace, tls_context(access.ca), "--ca")
         stack.callback(wire.close)
-        yield Place(target, access, pace, wire, stack)
+        yield Place(target, access, pace, wire, stack, deletes)

@@ -85,7 +85,7 @@ class ImageSource:
 
     def _fetch(self, to: Unfinished, registry: Registry, blob: Descriptor) -> None:
         self.progress.working_on(self.describe)
-        to.fetch(registry, blob, f"{self.describe}, {blob.digest}")
+        to.fetch(registry, blob, f"a blob of {self.describe}")
         self.progress.finished(self.describe)
 
     def _choose(

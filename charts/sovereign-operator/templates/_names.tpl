@@ -41,6 +41,13 @@ sovereign-registry-writer.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain 
 {{- end -}}
 {{- end }}
 
+{{- /* true or empty: whether the volume is verified, which needs one that a second pod can mount. */ -}}
+{{- define "sovereign.verifies" -}}
+{{- with .Values.registry -}}
+{{- if and .enabled .persistence.enabled .verification.enabled -}}true{{- end -}}
+{{- end -}}
+{{- end }}
+
 {{- define "sovereign.claim" -}}
 {{- .Values.registry.persistence.existingClaim | default "sovereign-registry" -}}
 {{- end }}

@@ -51,7 +51,13 @@ VARIANTS: dict[str, Manifest] = {
         },
         "prometheus": {"namespace": "monitoring"},
         "networkPolicies": {"apiServer": {"cidrs": ["10.0.0.1/32"], "ports": [6443]}},
-        "registry": {"pushSecret": "push", "serverSecret": "server", "persistence": {"storageClass": "fast"}},
+        "registry": {
+            "pushSecret": "push",
+            "serverSecret": "server",
+            "persistence": {"storageClass": "fast"},
+            "verification": {"enabled": True, "repair": True},
+            "pruning": {"enabled": True},
+        },
         "seal": "Required",
     },
 }

@@ -16,11 +16,10 @@ import mmap
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from sovereign_airgap.bundle.layout import FileRange, open_plain
 from sovereign_airgap.digest import Digest
@@ -29,21 +28,10 @@ from sovereign_airgap.errors import DiskFailed, Interrupted, SizeMismatch, Sover
 MAX_LANES = 16
 _PIECE_BYTES = 4 * 1024 * 1024
 _ALL_BYTES = 64 * 1024 * 1024  # of all lanes' buffers, two each
+_SMALL_BYTES = 256 * 1024
 _ALIGNMENT = 4096
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Job(Generic[T]):
-    """Something to hash; its ranges are hashed one after the other, as one content of `size` bytes."""
-
-    what: T
-    ranges: tuple[FileRange, ...]
-
-    @property
-    def size(self) -> int:
-        return sum(each.end - each.start for each in self.ranges)
 
 
 def lanes_for(parallel: int | None) -> int:
@@ -52,21 +40,22 @@ def lanes_for(parallel: int | None) -> int:
 
 
 def hash_all(
-    jobs: Sequence[Job[T]],
+    sizes: Mapping[T, int],
+    ranges_of: Callable[[T], tuple[FileRange, ...]],
     parallel: int | None,
     found: Callable[[T, Digest | SovereignError], None],
     moved: Callable[[int], None],
 ) -> None:
-    """Hashes every job, the largest first, and calls `found` with its digest or with why it has none.
+    """Hashes everything in `sizes` (bytes), the largest first; the ranges of one are one content.
 
-    `found` and `moved` (bytes) are called from several threads. A failure of one ends none of the others;
-    an exception in this thread (a signal) ends all.
+    Calls `found` with the digest or with why there is none, `moved` with bytes, both from several threads.
+    A failure of one ends none of the others; an exception in this thread (a signal) ends all.
     """
-    waiting: queue.SimpleQueue[Job[T]] = queue.SimpleQueue()
-    for job in sorted(jobs, key=lambda job: job.size, reverse=True):
-        waiting.put(job)
+    waiting: queue.SimpleQueue[T] = queue.SimpleQueue()
+    for what in sorted(sizes, key=sizes.__getitem__, reverse=True):
+        waiting.put(what)
     stop = threading.Event()
-    lanes = min(lanes_for(parallel), len(jobs))
+    lanes = min(lanes_for(parallel), len(sizes))
     if not lanes:
         return
     piece = min(_PIECE_BYTES, _ALL_BYTES // (2 * lanes)) // _ALIGNMENT * _ALIGNMENT
@@ -75,16 +64,16 @@ def hash_all(
         with _lane(stop, moved, piece) as lane:
             while not stop.is_set():
                 try:
-                    job = waiting.get_nowait()
+                    what = waiting.get_nowait()
                 except queue.Empty:
                     return
                 try:
-                    result: Digest | SovereignError = lane.digest(job.ranges)
+                    result: Digest | SovereignError = lane.digest(ranges_of(what))
                 except Interrupted:
                     raise
                 except SovereignError as error:
                     result = error
-                found(job.what, result)
+                found(what, result)
 
     with ThreadPoolExecutor(lanes, thread_name_prefix="hash") as pool:
         futures: list[Future[None]] = [pool.submit(work) for _ in range(lanes)]
@@ -124,6 +113,9 @@ class _Lane:
         if wanted.start >= wanted.end:
             return
         with open_plain(wanted.path) as stream:
+            if wanted.end - wanted.start <= _SMALL_BYTES:
+                self._feed_small(digest, wanted, stream.fileno())
+                return
             file = _File(stream.fileno())
             at = wanted.start // _ALIGNMENT * _ALIGNMENT
             turn = 0
@@ -134,9 +126,7 @@ class _Lane:
                     if self._stop.is_set():
                         raise Interrupted("Another failure ended the work.")
                     if not count:
-                        raise SizeMismatch(
-                            f"Expected {wanted.end} bytes in {wanted.path}, found {at}; copy it again."
-                        )
+                        raise _ended(wanted, at)
                     view = self._buffers[turn][:count]
                     first, at, turn = at, at + count, 1 - turn
                     if at < wanted.end:
@@ -145,9 +135,24 @@ class _Lane:
                     digest.update(piece)
                     self._moved(len(piece))
             except OSError as error:
-                raise DiskFailed(f"{wanted.path} cannot be read: {error.strerror}; copy it again.") from error
+                raise _unreadable(wanted, error) from error
             finally:
                 wait([coming])  # the file may not be closed under a read
+
+    def _feed_small(self, digest: hashlib._Hash, wanted: FileRange, descriptor: int) -> None:
+        """Without reading ahead, which costs more than such a file."""
+        at = wanted.start
+        while at < wanted.end:
+            view = self._buffers[0][: wanted.end - at]
+            try:
+                count = os.preadv(descriptor, [view], at)
+            except OSError as error:
+                raise _unreadable(wanted, error) from error
+            if not count:
+                raise _ended(wanted, at)
+            digest.update(view[:count])
+            self._moved(count)
+            at += count
 
 
 class _File:
@@ -192,3 +197,11 @@ def _lane(stop: threading.Event, moved: Callable[[int], None], piece: int) -> It
             # A read that is still under way writes into the buffers: it is waited for before they go.
             ahead.shutdown(wait=True)
             lane.close()
+
+
+def _ended(wanted: FileRange, at: int) -> SizeMismatch:
+    return SizeMismatch(f"Expected {wanted.end} bytes in {wanted.path}, found {at}; copy it again.")
+
+
+def _unreadable(wanted: FileRange, error: OSError) -> DiskFailed:
+    return DiskFailed(f"{wanted.path} cannot be read: {error.strerror}; copy it again.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from sovereign_airgap.bundle.defects import Findings
-from sovereign_airgap.bundle.hashing import Job, hash_all
+from sovereign_airgap.bundle.hashing import hash_all
 from sovereign_airgap.bundle.layout import BundleReader, FileRange, signature_key_id
 from sovereign_airgap.bundle.parts import Part, Parts
 from sovereign_airgap.digest import Digest
@@ -60,8 +60,12 @@ def _damaged(
 ) -> dict[int, str]:
     """Which of these parts are not what the list says, and what they are instead."""
     damaged: dict[int, str] = {}
-    jobs = [_job(parts, number) for number in numbers]
-    progress.expect(len(jobs), sum(job.size for job in jobs))
+    sizes = {number: _part(parts, number).size for number in numbers}
+    progress.expect(len(sizes), sum(sizes.values()))
+
+    def ranges_of(number: int) -> tuple[FileRange, ...]:
+        part = _part(parts, number)
+        return (FileRange(parts.folder / part.name, 0, part.size),)
 
     def found(number: int, result: Digest | SovereignError) -> None:
         if isinstance(result, SovereignError):
@@ -70,7 +74,7 @@ def _damaged(
             damaged[number] = _instead(parts, result)
         progress.finished(_part(parts, number).name)
 
-    hash_all(jobs, parallel, found, progress.moved)
+    hash_all(sizes, ranges_of, parallel, found, progress.moved)
     return damaged
 
 
@@ -79,11 +83,6 @@ def _instead(parts: Parts, found: Digest) -> str:
     if other is not None:
         return f"holds the bytes of {other.name}"
     return f"is damaged, or of another bundle: it holds bytes of {found}"
-
-
-def _job(parts: Parts, number: int) -> Job[int]:
-    part = _part(parts, number)
-    return Job(number, (FileRange(parts.folder / part.name, 0, part.size),))
 
 
 def _part(parts: Parts, number: int) -> Part:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from sovereign_airgap.bundle import bom, signatures
 from sovereign_airgap.bundle.defects import Defect, Findings
 from sovereign_airgap.bundle.graph import MAX_BLOBS, Reach, reach
-from sovereign_airgap.bundle.hashing import Job, hash_all
+from sovereign_airgap.bundle.hashing import hash_all
 from sovereign_airgap.bundle.index import INDEX_BYTES, Index, Kind, Root
 from sovereign_airgap.bundle.layout import (
     CONTENTS,
@@ -318,8 +318,12 @@ class _Examination:
 
     def _hash_blobs(self) -> list[str]:
         """Hashes every blob that is there, needed or not; returns the paths of those that are right."""
-        paths = [path for path in self.sizes if blob_digest(path) is not None and not self._is_cut(path)]
-        self.progress.expect(len(paths), sum(self.sizes[path] for path in paths))
+        sizes = {
+            path: size
+            for path, size in self.sizes.items()
+            if blob_digest(path) is not None and not self._is_cut(path)
+        }
+        self.progress.expect(len(sizes), sum(sizes.values()))
         self.progress.enter("hashing")
         right: list[str] = []
 
@@ -333,9 +337,7 @@ class _Examination:
                 right.append(path)
             self.progress.finished(path)
 
-        hash_all(
-            [Job(path, self.reader.ranges(path)) for path in paths], self.parallel, found, self.progress.moved
-        )
+        hash_all(sizes, self.reader.ranges, self.parallel, found, self.progress.moved)
         return right
 
     def _is_cut(self, path: str) -> bool:

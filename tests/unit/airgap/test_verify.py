@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sovereign_airgap.bundle import archive, hashing, layout
 from sovereign_airgap.bundle.defects import MAX_DEFECTS
 from sovereign_airgap.bundle.hashing import lanes_for
 from sovereign_airgap.bundle.index import Index
@@ -166,6 +167,16 @@ def test_ten_thousand_defects_are_counted_and_two_hundred_named(bundle: Path) ->
         _ = found.verified
 
 
+def test_a_folder_or_an_archive_without_end_is_not_listed_to_its_end(
+    bundle: Path, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, path in ((layout, bundle), (archive, parts)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "MAX_ENTRIES", 10)
+            (what,) = defects_of(path).values()
+        assert "at most 10 files" in what
+
+
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "\u202etxt.exe", os.fsdecode(b"\xff")])
 def test_the_name_of_a_surplus_file_cannot_play_tricks_in_a_terminal(bundle: Path, name: str) -> None:
     (bundle / name).touch()
@@ -212,6 +223,7 @@ def test_a_disk_that_cannot_read_one_file_is_named_and_the_rest_is_verified(
 def test_where_reading_past_the_page_cache_is_refused_it_is_read_through_it(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(hashing, "_SMALL_BYTES", 0)
     real = os.preadv
     refused = set()
 

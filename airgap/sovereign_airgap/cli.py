@@ -28,6 +28,7 @@ from sovereign_airgap.commands.bundle_diff import bundle_diff_command
 from sovereign_airgap.commands.bundle_load import bundle_load_command
 from sovereign_airgap.commands.bundle_split import bundle_split_command
 from sovereign_airgap.commands.bundle_verify import bundle_verify_command
+from sovereign_airgap.commands.install import install_command
 from sovereign_airgap.commands.keygen import keygen_command
 from sovereign_airgap.commands.registry import registry_group
 from sovereign_airgap.commands.registry_prune import registry_prune_command
@@ -204,6 +205,7 @@ bundle_group.add_command(bundle_verify_command)
 cli.add_command(registry_group)
 registry_group.add_command(registry_verify_command)
 registry_group.add_command(registry_prune_command)
+cli.add_command(install_command)
 cli.add_command(keygen_command)
 cli.add_command(sign_command)
 cli.add_command(verify_command)

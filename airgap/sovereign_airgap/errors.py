@@ -173,6 +173,12 @@ class KeyUnusable(Refusal):
     reason = "KeyUnusable"
 
 
+class BundleLacks(Refusal):
+    """A bundle does not carry what an installation needs: a chart, an image, a wheel."""
+
+    reason = "BundleLacks"
+
+
 class BomContradicts(Refusal):
     """The bill of materials does not describe what the bundle carries."""
 
@@ -302,6 +308,19 @@ class CredentialsUnreadable(Failure):
 
     reason = "CredentialsUnreadable"
     retryable = False
+
+
+class ProgramMissing(Failure):
+    """A program that an installation runs (ctr, kubectl, helm) is neither here nor in the bundle."""
+
+    reason = "ProgramMissing"
+    retryable = False
+
+
+class ProgramFailed(Failure):
+    """A program that an installation runs ended with an error; the message has its last words."""
+
+    reason = "ProgramFailed"
 
 
 class InternalError(Failure):

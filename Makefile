@@ -57,6 +57,10 @@ verify: setup ## Generated files are current, code is formatted, typed and keeps
 bench-mirror: setup ## Hub to registry, 2 GiB in 8 files, as ratios to a bare pipe and to other tools
 	$(PY) -m bench.mirror
 
+.PHONY: bench-airgap
+bench-airgap: setup ## Every verb that moves bytes, as ratios to bare pipes and to other tools; bytes and memory too
+	$(PY) -m bench.airgap
+
 .PHONY: bench-reconcile
 bench-reconcile: setup ## 500 objects through the operator against the same number of bare applies
 	$(PY) -m bench.reconcile

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Running a contestant as a process of its own: wall time, CPU time and peak memory, from the kernel."""
+"""Running a contestant as a process of its own: wall time, CPU time, memory and disk, from the kernel."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MIB = 1024 * 1024
+_BLOCK = 512  # what the kernel counts output in
 _PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
@@ -27,12 +28,15 @@ class Run:
     cpu_seconds: float
     peak_rss: int
     """Bytes; of the largest process, its own children not included."""
+    written: int = 0
+    """Bytes that it made dirty in the page cache or wrote past it, its children included."""
 
     def then(self, other: "Run") -> "Run":
         return Run(
             self.seconds + other.seconds,
             self.cpu_seconds + other.cpu_seconds,
             max(self.peak_rss, other.peak_rss),
+            self.written + other.written,
         )
 
 
@@ -55,7 +59,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
             output.seek(0)
             told = output.read().decode(errors="replace")[-2000:]
             raise ContestantFailed(f"{' '.join(command)} ended with {process.returncode}:\n{told}")
-    return Run(seconds, usage.ru_utime + usage.ru_stime, peak)
+    return Run(seconds, usage.ru_utime + usage.ru_stime, peak, usage.ru_oublock * _BLOCK)
 
 
 class _Memory:

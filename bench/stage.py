@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every contestant of the mirror benchmark moves: a model on a hub, and the same blobs as an OCI layout.
+"""What the contestants of the benchmarks move: a model on a hub, and the same blobs as an OCI layout.
 
 The layout is made of hard links: whoever pushes from it was given the download and the hashing for nothing.
 """
@@ -7,6 +7,7 @@ The layout is made of hard links: whoever pushes from it was given the download 
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 from dev.hub import HubServer
 
 REPO = "bench/model"
+SIBLING = "bench/sibling"
 WEIGHT_TYPE = "application/vnd.cncf.model.weight.v1.raw"
 CONFIG_TYPE = "application/vnd.cncf.model.config.v1+json"
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -29,6 +31,7 @@ class Stage:
     weights: tuple[Path, ...]
     digests: tuple[str, ...]
     """Of the weights, in the same order."""
+    repo: str = REPO
 
     @property
     def size(self) -> int:
@@ -62,9 +65,22 @@ def build(folder: Path, size: int, files: int) -> Stage:
     return Stage(folder / "hub", folder / "layout", tuple(weights), digests)
 
 
+def sibling(stage: Stage) -> Stage:
+    """Another model on the same hub: the weights of `stage`, but for the last, which is as large as its."""
+    repository = stage.hub_folder / SIBLING
+    shutil.copytree(stage.hub_folder / stage.repo, repository, copy_function=os.link)
+    weights = tuple(repository / path.name for path in stage.weights)
+    last = weights[-1]
+    last.unlink()
+    rows = json.loads((repository / "config.json").read_text())["intermediate_size"]
+    _write_tensor(last, f"model.layers.{len(weights) - 1}.mlp.up_proj.weight", rows)
+    digests = (*stage.digests[:-1], _digest(last))
+    return Stage(stage.hub_folder, stage.layout, weights, digests, SIBLING)
+
+
 def addresses(hub: HubServer, stage: Stage) -> list[str]:
     """Signed addresses of the weights: the floor does not resolve anything."""
-    repository = hub.folder.repository(REPO)
+    repository = hub.folder.repository(stage.repo)
     assert repository is not None
     assert repository.main is not None
     files = repository.main.files

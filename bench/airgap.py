@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make bench-airgap`: every verb that moves bytes, against a bare pipe over the same bytes and other tools.
+
+Everything runs on this machine in one run: the hub double, real registries, and the entrants of each verb
+turn by turn. Ratios matter, absolute numbers belong to the machine. Sources of network verbs are in the page
+cache, sources on disk are not; the disk is quiet before each turn. What an entrant left in the page cache is
+shown as `flush`; `fixed` is its time over a twin of 1 MiB, what does not grow with the bytes.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import ground as grounds
+from bench.entrants import Contest, Entrant, Tools, contests
+from bench.ground import Ground
+from bench.measure import MIB, ContestantFailed
+from bench.ratios import Bytes, Outcome, Promise, Result, Role, Taken, as_json, kept_or_not, promises, races
+from bench.stage import Stage
+from dev.registry import LocalRegistry
+
+VERBS = ("create", "verify", "split", "load", "pull", "delta", "mirror")
+_ROOM = 8  # copies of a model at a time: hub, bundle, parts, two registries, layouts, what entrants write
+_FIXED_TURNS = 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 170)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through every `finally`: nothing stays behind
+    with tempfile.TemporaryDirectory(dir=options.work, prefix="bench-airgap-") as folder:
+        work = Path(folder)
+        free = os.statvfs(work).f_bavail * os.statvfs(work).f_frsize
+        if free < (needed := _ROOM * options.size):
+            console.print(f"{work} has {free // MIB} MiB free, {needed // MIB} MiB are needed; give --work.")
+            return 2
+        outcomes, counted = _measure(options, work, console)
+    found = promises(outcomes, counted)
+    _show(outcomes, found, options, console)
+    report = {**_about(options), **as_json(outcomes, found)}
+    if options.json:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report))
+    # Times depend on the machine; memory and bytes do not.
+    return 1 if any(promise.exact and promise.kept is False for promise in found) else 0
+
+
+def _measure(
+    options: argparse.Namespace, work: Path, console: Console
+) -> tuple[tuple[Outcome, ...], Bytes | None]:
+    console.print(f"making two models of {options.size // MIB} MiB in {options.files} files")
+    wanted = options.only or VERBS
+    with (
+        grounds.opened(work / "large", options.size, options.files, options.workers) as large,
+        grounds.opened(work / "small", MIB, options.files, options.workers) as small,
+    ):
+        racing = [contest for contest in contests(Tools(work / "oras")) if contest.verb in wanted]
+        outcomes = tuple(_race(contest, large, small, options, console) for contest in racing)
+        return outcomes, _count(large) if {"create", "delta"} & set(wanted) else None
+
+
+def _race(
+    contest: Contest, large: Ground, small: Ground, options: argparse.Namespace, console: Console
+) -> Outcome:
+    taking: list[Entrant] = []
+    absent: list[tuple[str, str]] = []
+    fixed: dict[str, float] = {}
+    for entrant in contest.entrants:
+        why = entrant.absent
+        if why is None:
+            try:
+                turns = [_turn(contest, entrant, small).run.seconds for _ in range(_FIXED_TURNS)]
+                fixed[entrant.name] = statistics.median(turns)
+            except ContestantFailed as failure:
+                if entrant.role is not Role.PEER:
+                    raise
+                why = str(failure)
+        if why is None:
+            taking.append(entrant)
+        else:
+            absent.append((entrant.name, why))
+    taken: dict[str, list[Taken]] = {entrant.name: [] for entrant in taking}
+    for turn in range(options.repeat + 1):
+        # Everybody in turn, beginning with another one each time: what drifts, drifts for all.
+        first = turn % len(taking)
+        for entrant in taking[first:] + taking[:first]:
+            one = _turn(contest, entrant, large)
+            kept = f"turn {turn}" if turn else "warm-up"
+            console.print(f"{contest.verb:8} {kept:8} {entrant.name:28} {one.run.seconds:7.2f} s")
+            if turn:
+                taken[entrant.name].append(one)
+    results = tuple(
+        Result(entrant.name, entrant.does, entrant.role, tuple(taken[entrant.name]), fixed[entrant.name])
+        for entrant in taking
+    )
+    return Outcome(contest.verb, contest.floor, contest.size(large), results, tuple(absent))
+
+
+def _turn(contest: Contest, entrant: Entrant, ground: Ground) -> Taken:
+    empty = ground.work / "registry"
+    try:
+        grounds.settle(ground.work)
+        grounds.warm(contest.warm(ground))
+        grounds.evict(contest.cold(ground))
+        if not contest.stores:
+            run = entrant.go(ground)
+            began = time.monotonic()
+            grounds.settle(ground.work)
+            flush = time.monotonic() - began
+            if contest.writes:
+                grounds.require_written(entrant.name, ground.out, contest.size(ground))
+            return Taken(run, flush)
+        with LocalRegistry(empty) as registry:
+            run = entrant.go(replace(ground, registry=registry.host))
+            grounds.require_stored(entrant.name, ground.model, registry)
+            return Taken(run)
+    finally:
+        grounds.remove(ground.out)
+        grounds.remove(empty)
+
+
+def _count(ground: Ground) -> Bytes:
+    """What create writes for one model, for two that share files, and for a delta; and what it holds then."""
+    both = (ground.model, ground.sibling)
+
+    def made(*models: Stage, since: Path | None = None) -> tuple[int, int]:
+        try:
+            written = grounds.create(ground, ground.out, *models, since=since).written
+            return written, grounds.size_below(ground.out)
+        finally:
+            grounds.remove(ground.out)
+
+    return Bytes(
+        bundle=made(ground.model),
+        pair=made(*both),
+        delta=made(*both, since=ground.bundle)[1],
+        changed=ground.sibling.weights[-1].stat().st_size,
+    )
+
+
+def _show(
+    outcomes: Sequence[Outcome], found: Sequence[Promise], options: argparse.Namespace, console: Console
+) -> None:
+    size = f"{options.size // MIB} MiB in {options.files} files"
+    console.print(races(outcomes, f"{size}, median of {options.repeat}"))
+    for outcome in outcomes:
+        console.print(f"floor of {outcome.verb}: {outcome.floor}", highlight=False)
+        for name, why in outcome.absent:
+            console.print(f"absent from {outcome.verb}: {name}: {why}", highlight=False, markup=False)
+    console.print(kept_or_not(found))
+
+
+def _about(options: argparse.Namespace) -> dict[str, object]:
+    return {
+        "benchmark": "airgap",
+        "bytes": options.size,
+        "files": options.files,
+        "workers": options.workers,
+        "repeat": options.repeat,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench.airgap", description=__doc__)
+    parser.add_argument("--size", type=_bytes, default=2048 * MIB, help="of each model (default: 2048MiB)")
+    parser.add_argument("--files", type=int, default=8, help="in each model (default: %(default)s)")
+    parser.add_argument(
+        "--repeat", type=int, default=3, help="counted turns after a warm-up (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=4, help="files at once, for the floors (default: %(default)s)"
+    )
+    parser.add_argument("--only", action="append", choices=VERBS, help="a verb (repeatable)")
+    parser.add_argument("--work", type=Path, help=f"a folder with room for {_ROOM} times the size")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    return parser
+
+
+def _bytes(text: str) -> int:
+    return int(text.removesuffix("MiB")) * MIB
+
+
+if __name__ == "__main__":
+    sys.exit(main())

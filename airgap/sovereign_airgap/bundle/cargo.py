@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from sovereign_airgap.bundle import bom
 from sovereign_airgap.bundle.graph import reach
 from sovereign_airgap.bundle.index import INDEX_BYTES, Index, Kind, Root
 from sovereign_airgap.bundle.layout import INDEX, BundleReader, blob_path, read, read_blob
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.errors import BundleDefective, SizeMismatch, WrongBase
-from sovereign_airgap.manifest import Descriptor
+from sovereign_airgap.errors import BomContradicts, BundleDefective, SizeMismatch, WrongBase
+from sovereign_airgap.manifest import Descriptor, ModelManifest
 
 # Files have no repository of their own: the record of what was loaded carries them, so that the registry
 # holds all of the bundle and a later delta may leave them out.
@@ -117,12 +118,30 @@ def survey(reader: BundleReader, content: bytes, base: BundleReader | None = Non
         documents = tuple(document.descriptor for document in found.documents)
         blobs = frozenset(blob.digest for blob in found.blobs)
         consignments.append(Consignment(root, documents, blobs))
+    _require_described(index, stock)
     documented = {each.digest for consignment in consignments for each in consignment.documents}
     _require_paths(reader, sizes.keys() | documented)
     _require_sizes(stock, sizes, may_lack=index.base is not None)
     shipments = [Shipment(digest, size, tuple(sorted(homes[digest]))) for digest, size in sizes.items()]
     shipments.sort(key=lambda shipment: (-shipment.size, shipment.digest))
     return Cargo(index, content, stock, tuple(consignments), tuple(shipments))
+
+
+def _require_described(index: Index, stock: Stock) -> None:
+    """Models are models, and the bill of materials tells what is here, as for `bundle verify`."""
+    for root in index.of_kind(Kind.MODEL):
+        ModelManifest.parse(stock.read(root.descriptor))
+    found = [root for root in index.of_kind(Kind.FILE) if root.title == bom.BOM_TITLE]
+    if not found:
+        raise BundleDefective(f"Expected {bom.BOM_TITLE} in the index, found none; create the bundle again.")
+    if found[0].descriptor.size > bom.BOM_BYTES:
+        raise BomContradicts(
+            f"{bom.BOM_TITLE}: expected at most {bom.BOM_BYTES} bytes, found {found[0].descriptor.size}."
+        )
+    defects = bom.check(stock.read(found[0].descriptor), index, stock.read)
+    if defects:
+        more = f" And {len(defects) - 1} more." if len(defects) > 1 else ""
+        raise BomContradicts(f"{bom.BOM_TITLE}: {defects[0]}{more} Run bundle verify, which names them all.")
 
 
 def _require_base(index: Index, wanted: Digest, base: BundleReader) -> None:

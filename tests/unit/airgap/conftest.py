@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +13,18 @@ from hypothesis import HealthCheck, settings
 
 from dev.hub import HubServer
 from sovereign_airgap.access import Access
+from sovereign_airgap.bundle import load as loading
 from sovereign_airgap.bundle.create import CreateOptions
+from sovereign_airgap.bundle.load import Loaded, LoadOptions
+from sovereign_airgap.bundle.opening import open_bundle
 from sovereign_airgap.mirror import MirrorOptions
 from sovereign_airgap.pace import Patience
+from sovereign_airgap.progress import Progress
 from sovereign_airgap.pull import PullOptions
 from sovereign_airgap.reference import HubReference, OciReference
+from tests.unit.airgap.bundles import a_bundle
 from tests.unit.airgap.creations import Connected, two_models
+from tests.unit.airgap.loading import WIDTH, Load
 from tests.unit.airgap.models import REPO, a_repository
 from tests.unit.airgap.registry_double import RegistryDouble
 
@@ -55,6 +63,38 @@ def hub(files: dict[str, bytes], tmp_path: Path) -> Iterator[HubServer]:
 def registry(no_docker_config: None) -> Iterator[RegistryDouble]:
     with RegistryDouble() as double:
         yield double
+
+
+@pytest.fixture(scope="session")
+def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With shards that are larger than what is sent in one piece."""
+    return a_bundle(tmp_path_factory.mktemp("pristine") / "bundle", width=WIDTH)
+
+
+@pytest.fixture
+def bundle(pristine_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(pristine_bundle, tmp_path / "bundle")
+
+
+@pytest.fixture
+def place(no_docker_config: None) -> Iterator[RegistryDouble]:
+    """Where bundles are loaded into: a registry that keeps its repositories apart."""
+    with RegistryDouble(scoped=True) as double:
+        yield double
+
+
+@pytest.fixture
+def load_options() -> LoadOptions:
+    return LoadOptions(access=Access(plain_http=True), patience=QUICK, chunk=256 * 1024)
+
+
+@pytest.fixture
+def load(place: RegistryDouble, load_options: LoadOptions) -> Load:
+    def call(bundle: Path, prefix: str = "", **changes: object) -> Loaded:
+        wanted = dataclasses.replace(load_options, **changes)  # type: ignore[arg-type]
+        return loading.load(open_bundle(bundle), OciReference(place.host, prefix), wanted, Progress())
+
+    return call
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ class RegistryDouble:
         self.mounts = True
         self.bearer = bearer
         self.tokens_given = 0
+        self.tokens_expired = 0
         self.token_seconds = 60
         self.largest_patch: int | None = None
         self.ignores_range = False
@@ -162,7 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "")
         user = "Basic " + base64.b64encode(":".join(registry.login).encode()).decode()
         if registry.bearer:
-            if given == f"Bearer token-{registry.tokens_given}" and registry.tokens_given:
+            if given in [
+                f"Bearer token-{at + 1}" for at in range(registry.tokens_expired, registry.tokens_given)
+            ]:
                 return True
             realm = f'Bearer realm="http://{registry.host}/token",service="double"'
             self.reply(401, WWW_Authenticate=realm)

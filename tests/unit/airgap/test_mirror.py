@@ -265,7 +265,7 @@ def test_a_login_is_used_and_renewed(
     access = dataclasses.replace(world.options.access, docker_config=config)
 
     def expire(handler: object) -> bool:
-        world.registry.tokens_given += 1  # the token that the client has is no longer the right one
+        world.registry.tokens_expired = world.registry.tokens_given
         return False
 
     if bearer:

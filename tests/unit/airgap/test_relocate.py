@@ -16,6 +16,7 @@ from sovereign_airgap.bundle.cargo import survey
 from sovereign_airgap.bundle.chart_values import values_of
 from sovereign_airgap.bundle.image_names import Images, RelocatedImage, image_reference
 from sovereign_airgap.bundle.index import FILE_TYPE, MODEL_NOTE, ORIGIN_NOTE, Kind, Root
+from sovereign_airgap.bundle.items import ChartItem, FileItem, ImageItem
 from sovereign_airgap.bundle.layout import INDEX, Directory
 from sovereign_airgap.bundle.load import Loaded, Placed
 from sovereign_airgap.cli import run
@@ -56,9 +57,9 @@ def an_image(draft: Draft, origin: str) -> Root:
     """An image whose origin names the index that it was taken from."""
     repository, _, tag = origin.partition("/")[2].rpartition(":")
     root = draft.image(repository, tag, layer=origin.encode())
-    draft.roots[-1] = root = Root(
-        Kind.IMAGE, root.descriptor, repository, tag, notes=((ORIGIN_NOTE, f"{origin}@{INDEX_DIGEST}"),)
-    )
+    notes = ((ORIGIN_NOTE, f"{origin}@{INDEX_DIGEST}"),)
+    draft.roots[-1] = root = Root(Kind.IMAGE, root.descriptor, repository, tag, notes=notes)
+    draft.items[-1] = ImageItem(root, notes[0][1], "linux/amd64", 7)
     return root
 
 
@@ -73,7 +74,8 @@ def a_chart(draft: Draft, name: str, values: str) -> None:
         draft.blob(json.dumps({"name": name}).encode(), CHART_CONFIG_TYPE),
         [draft.blob(packed.getvalue(), CHART_LAYER_TYPE)],
     )
-    draft.root(Kind.CHART, manifest, f"charts/{name}", "1.2.3")
+    root = draft.root(Kind.CHART, manifest, f"charts/{name}", "1.2.3")
+    draft.items.append(ChartItem(root, name, "1.2.3", "", manifest.size))
 
 
 def a_draft(directory: Path) -> Draft:
@@ -222,14 +224,10 @@ def test_an_image_is_known_by_the_index_that_it_was_taken_from_and_two_are_nobod
 
 def with_manifest(directory: Path, text: str) -> Path:
     draft = a_draft(directory)
-    draft.roots.append(
-        Root(
-            Kind.FILE,
-            draft.blob(text.encode(), FILE_TYPE),
-            title="manifests/tiny.yaml",
-            notes=((MODEL_NOTE, f"{MODEL_ONE}:{COMMIT_ONE}"),),
-        )
-    )
+    notes = ((MODEL_NOTE, f"{MODEL_ONE}:{COMMIT_ONE}"),)
+    root = Root(Kind.FILE, draft.blob(text.encode(), FILE_TYPE), title="manifests/tiny.yaml", notes=notes)
+    draft.roots.append(root)
+    draft.items.append(FileItem(root))
     return draft.finish()
 
 

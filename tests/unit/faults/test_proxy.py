@@ -94,6 +94,13 @@ def test_a_hanging_answer_sends_nothing_more(faulty: FaultyProxy) -> None:
         get(faulty, timeout=0.2)
 
 
+def test_a_silent_answer_was_carried_out_too(faulty: FaultyProxy, hub: HubServer) -> None:
+    faulty.break_(proxy.Silence())
+    with pytest.raises(TimeoutError):
+        get(faulty, timeout=0.5)
+    assert len(hub.requests) == 1
+
+
 def test_an_ignored_range_is_a_200(faulty: FaultyProxy) -> None:
     faulty.break_(proxy.IgnoreRange())
     response, body = get(faulty, Range="bytes=3-9")

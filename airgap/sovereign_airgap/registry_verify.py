@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sovereign_airgap import oci
-from sovereign_airgap.bundle.hashing import Job, hash_all
+from sovereign_airgap.bundle.hashing import hash_all
 from sovereign_airgap.bundle.layout import FileRange
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained, regular_file
@@ -99,11 +99,9 @@ def verify(
 
 def hash_again(blob: Path, size: int) -> Digest | SovereignError:
     """The digest of a blob's bytes on the disk, or why it cannot be had."""
-    results: list[Digest | SovereignError] = []
-    hash_all(
-        [Job(blob, (FileRange(blob, 0, size),))], 1, lambda _, found: results.append(found), lambda _: None
-    )
-    return results[0]
+    results: dict[Path, Digest | SovereignError] = {}
+    hash_all({blob: size}, lambda path: (FileRange(path, 0, size),), 1, results.__setitem__, lambda _: None)
+    return results[blob]
 
 
 @dataclass(slots=True)
@@ -147,13 +145,17 @@ class _Verification:
     def _hash(self) -> None:
         suspects: list[StoredBlob] = []
 
-        def found(blob: StoredBlob, result: Digest | SovereignError) -> None:
-            if result != blob.digest:
-                suspects.append(blob)
-            self.progress.finished(blob.digest.hex)
+        def found(digest: Digest, result: Digest | SovereignError) -> None:
+            if result != digest:
+                suspects.append(self.blobs[digest])
+            self.progress.finished(digest.hex)
 
-        jobs = [Job(blob, (FileRange(blob.path, 0, blob.size),)) for blob in self.blobs.values()]
-        hash_all(jobs, self.parallel, found, self.progress.moved)
+        def ranges_of(digest: Digest) -> tuple[FileRange, ...]:
+            blob = self.blobs[digest]
+            return (FileRange(blob.path, 0, blob.size),)
+
+        sizes = {digest: blob.size for digest, blob in self.blobs.items()}
+        hash_all(sizes, ranges_of, self.parallel, found, self.progress.moved)
         for blob in suspects:
             # Once more, at the length that it has now: it may have been collected, or put right, meanwhile.
             status = regular_file(blob.path)

@@ -7,9 +7,10 @@ serves a real model works on it unchanged. Only its answers are nonsense.
 
 Only the standard library is used and every byte follows from the seed: the digests are the same on every
 machine, and `make demo` needs no machine learning library on the host. Another seed stands for another
-revision of the same model.
+revision of the same model; another seed for the last shard alone for a model that was tuned from it, and
+shares the rest.
 
-    python -m dev.tiny_moe DIR [--seed N]
+    python -m dev.tiny_moe DIR [--seed N] [--last-seed N]
 """
 
 from __future__ import annotations
@@ -59,15 +60,19 @@ short sentence about the weather, and tell me how many planets there are.
 """
 
 
-def write(directory: Path, seed: int = 0) -> None:
-    """Writes the repository into `directory`; the same seed writes the same bytes everywhere."""
+def write(directory: Path, seed: int = 0, last_seed: int | None = None) -> None:
+    """Writes the repository into `directory`; the same seeds write the same bytes everywhere.
+
+    `last_seed` is for the last shard alone; None is the seed of all.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     shards = _shards()
     index: dict[str, str] = {}
     total = 0
     for number, shapes in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {tensor: _random_bf16(tensor, shape, seed) for tensor, shape in shapes.items()}
+        own = seed if last_seed is None or number < len(shards) else last_seed
+        tensors = {tensor: _random_bf16(tensor, shape, own) for tensor, shape in shapes.items()}
         (directory / name).write_bytes(_safetensors(tensors, shapes))
         index |= dict.fromkeys(shapes, name)
         total += sum(map(len, tensors.values()))
@@ -93,7 +98,7 @@ def write(directory: Path, seed: int = 0) -> None:
     for name, document in documents.items():
         text = json.dumps(document, indent=2, ensure_ascii=False)
         (directory / name).write_text(text + "\n", encoding="utf-8", newline="\n")
-    (directory / "README.md").write_text(_model_card(seed), encoding="utf-8", newline="\n")
+    (directory / "README.md").write_text(_model_card(seed, last_seed), encoding="utf-8", newline="\n")
     (directory / "LICENSE").write_text(LICENCE, encoding="utf-8", newline="\n")
 
 
@@ -313,7 +318,8 @@ def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 # --- documents
 
 
-def _model_card(seed: int) -> str:
+def _model_card(seed: int, last_seed: int | None) -> str:
+    seeds = f"seed {seed}" if last_seed is None else f"seed {seed}, the last shard seed {last_seed}"
     return f"""---
 license: apache-2.0
 pipeline_tag: text-generation
@@ -323,7 +329,7 @@ tags: [mixtral, moe, random-weights]
 
 # Tiny MoE
 
-A Mixtral with random weights (seed {seed}): {LAYERS} layers, {EXPERTS} experts of which
+A Mixtral with random weights ({seeds}): {LAYERS} layers, {EXPERTS} experts of which
 {EXPERTS_PER_TOKEN} answer per token, a vocabulary of {VOCABULARY}. It exists to test the path from a model
 hub to an answer. It knows nothing.
 """
@@ -340,8 +346,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m dev.tiny_moe", description="Write the tiny MoE model.")
     parser.add_argument("directory", type=Path, help="the folder to write the repository into")
     parser.add_argument("--seed", type=int, default=0, help="another seed is another revision (default 0)")
+    parser.add_argument("--last-seed", type=int, help="another seed for the last shard: a tuned model")
     arguments = parser.parse_args()
-    write(arguments.directory, arguments.seed)
+    write(arguments.directory, arguments.seed, arguments.last_seed)
     size = sum(file.stat().st_size for file in arguments.directory.iterdir())
     print(f"{arguments.directory}: {size} bytes, seed {arguments.seed}")
 

@@ -42,6 +42,14 @@ def test_another_seed_is_another_revision_of_the_same_model(repository: Path, tm
     }
 
 
+def test_a_tuned_model_shares_all_shards_but_the_last(repository: Path, tmp_path: Path) -> None:
+    tiny_moe.write(tmp_path, last_seed=1)
+    changed = {
+        file.name for file in repository.iterdir() if file.read_bytes() != (tmp_path / file.name).read_bytes()
+    }
+    assert changed == {"README.md", "model-00002-of-00002.safetensors"}
+
+
 def test_the_index_names_every_tensor_of_both_shards(repository: Path) -> None:
     index = json.loads((repository / "model.safetensors.index.json").read_text())
     found: dict[str, str] = {}

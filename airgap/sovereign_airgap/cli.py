@@ -19,7 +19,6 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.commands.bundle import bundle_group
@@ -42,8 +41,6 @@ from sovereign_airgap.errors import (
     Interrupted,
     SovereignError,
 )
-from sovereign_airgap.inspect import inspect as inspect_artifact
-from sovereign_airgap.inspect import show
 from sovereign_airgap.options import (
     FILE,
     HubReferenceType,
@@ -53,13 +50,12 @@ from sovereign_airgap.options import (
     run_options,
 )
 from sovereign_airgap.progress import Progress, served, shown
-from sovereign_airgap.pull import PullOptions, PullResult
-from sovereign_airgap.pull import pull as pull_artifact
 from sovereign_airgap.reference import PUBLIC_ENDPOINT, HubReference, OciReference
 from sovereign_airgap.selection import Wish
 
 if TYPE_CHECKING:
     from sovereign_airgap.mirror import MirrorResult
+    from sovereign_airgap.pull import PullResult
 
 RESULT_BYTES = 3 * 1024
 _MESSAGE_CHARACTERS = 1000
@@ -158,6 +154,8 @@ def pull_command(
     """Pulls REFERENCE (oci://HOST/REPO@sha256:…) into DIRECTORY."""
     if reference.digest is None:
         raise click.UsageError("REFERENCE must be by digest, as in oci://HOST/REPO@sha256:…: tags can move.")
+    from sovereign_airgap.pull import PullOptions, pull
+
     options = PullOptions(
         access=Access(plain_http, ca, docker_config),
         config_only=config_only,
@@ -166,7 +164,7 @@ def pull_command(
     )
     progress = Progress()
     with served(progress, progress_port), shown(progress, how):
-        found = pull_artifact(reference, directory, options, progress)
+        found = pull(reference, directory, options, progress)
     context.obj.update(_pulled(found, reference))
     click.echo(_line(context.obj) if how == "json" else str(context.obj["message"]))
 
@@ -188,8 +186,12 @@ def inspect_command(
     """Shows what the artifact REFERENCE is, without its weights."""
     if reference.tag is None and reference.digest is None:
         raise click.UsageError("REFERENCE must name a tag or a digest.")
+    from rich.console import Console
+
+    from sovereign_airgap.inspect import inspect, show
+
     asked = patience(attempts, stall_seconds, longest_pause)
-    found = inspect_artifact(reference, Access(plain_http, ca, docker_config), asked)
+    found = inspect(reference, Access(plain_http, ca, docker_config), asked)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
     else:

@@ -17,18 +17,6 @@ from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import (
-    Progress as RichProgress,
-)
-
 _log = logging.getLogger(__name__)
 
 
@@ -120,15 +108,19 @@ def _show_lines(progress: Progress, stream: TextIO, done: threading.Event) -> No
 
 
 def _show_live(progress: Progress, stream: TextIO, done: threading.Event) -> None:
+    # Late: it takes long to import, and no pod has a terminal.
+    from rich import progress as bars
+    from rich.console import Console
+
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[files]}"),
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.DownloadColumn(binary_units=True),
+        bars.TransferSpeedColumn(),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("{task.fields[files]}"),
     )
-    with RichProgress(*columns, console=Console(file=stream), transient=False) as view:
+    with bars.Progress(*columns, console=Console(file=stream), transient=False) as view:
         task = view.add_task("starting", total=None, files="")
         ended = False
         while not ended:

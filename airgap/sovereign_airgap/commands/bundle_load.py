@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.errors import InvalidReference
@@ -67,6 +66,8 @@ def bundle_load_command(
     With --key nothing is sent unless the signature holds. What the registry has is not sent again: after any
     failure, run the same command.
     """
+    from rich.console import Console
+
     from sovereign_airgap.bundle import relocate, site_folder
     from sovereign_airgap.bundle.load import LoadOptions, fetching, load
     from sovereign_airgap.bundle.opening import open_bundle

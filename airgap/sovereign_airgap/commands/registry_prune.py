@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.errors import InvalidReference
@@ -62,6 +61,8 @@ def registry_prune_command(
 
     The bytes are freed by the registry's next garbage collection.
     """
+    from rich.console import Console
+
     from sovereign_airgap import registry_prune
 
     if target.tag is not None or target.digest is not None:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from sovereign_airgap.errors import RegistryDamaged
 from sovereign_airgap.options import run_options
@@ -40,6 +39,8 @@ def registry_verify_command(
 
     Ends with 3 unless the registry is whole: also after a repair, until what was removed is back.
     """
+    from rich.console import Console
+
     from sovereign_airgap import registry_repair, registry_verify
     from sovereign_airgap.registry_storage import Storage
 

@@ -217,3 +217,18 @@ def test_policies_follow_the_address_of_an_own_registry() -> None:
             "to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
             "ports": [{"protocol": "TCP", "port": port}],
         }
+
+
+def test_nodes_may_pull_where_they_are_named_and_find_a_fixed_address() -> None:
+    def readers(rendered: Rendered) -> list[Manifest]:
+        [rule] = [
+            r for r in policy(rendered, "sovereign-registry")["ingress"] if r["ports"][0]["port"] == 5000
+        ]
+        return [source for source in rule["from"] if "ipBlock" in source]
+
+    assert readers(render()) == []
+    assert "clusterIP" not in render().one("Service", "sovereign-registry")["spec"]
+    told = render(values={"registry": {"clusterIp": "10.96.0.50", "nodeCidrs": ["10.0.0.0/24", "fd00::/64"]}})
+    assert readers(told) == [{"ipBlock": {"cidr": "10.0.0.0/24"}}, {"ipBlock": {"cidr": "fd00::/64"}}]
+    assert told.one("Service", "sovereign-registry")["spec"]["clusterIP"] == "10.96.0.50"
+    assert "clusterIP" not in told.one("Service", "sovereign-registry-writer")["spec"]

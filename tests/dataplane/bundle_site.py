@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import http.client
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from sovereign_airgap.pace import Patience
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.reference import OciReference
 from tests.dataplane.site import PATIENCE, Outcome
+from tests.dataplane.test_process import Command, start
 from tests.unit.airgap.bundles import MODEL_ONE, a_root, index_of
 from tests.unit.faults.proxy import FaultyProxy
 
@@ -132,3 +134,26 @@ class BundleSite:
 def a_bundle_site(bundle: Path, server: LocalRegistry, prefix: str) -> Iterator[BundleSite]:
     with FaultyProxy(server.url) as front:
         yield BundleSite(bundle, server, front, prefix)
+
+
+def assert_succeeds_now(site: BundleSite) -> None:
+    """And sends no blob that the registry has: each is opened for upload at most once more."""
+    site.registry.heal()
+    held = site.held_bytes()
+    again = site.load()
+    assert again.code == 0, again
+    assert site.loaded is not None
+    total = sum(path.stat().st_size for path in (site.bundle / "blobs/sha256").iterdir())
+    assert site.loaded.sent_bytes <= total - held
+    site.assert_loaded()
+
+
+def a_load(site: BundleSite, folder: Path, *options: str) -> Command:
+    return start(folder, "bundle", "load", str(site.bundle), site.target, "--plain-http", *options)
+
+
+def wait_until_struck(front: FaultyProxy) -> None:
+    ends = time.monotonic() + 60
+    while not front.struck:
+        assert time.monotonic() < ends, "the request never came"
+        time.sleep(0.02)

@@ -2,6 +2,7 @@
 """The data plane against a real registry (distribution) on loopback; skipped where it cannot be built."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 
 from dev.binaries import BuildFailed, binary
 from dev.registry import LocalRegistry
+from tests.dataplane.bundle_site import WIDTH, BundleSite, a_bundle_site
 from tests.dataplane.models import a_model
 from tests.dataplane.site import Site, a_site
+from tests.unit.airgap.bundles import a_bundle
 
 
 @pytest.fixture(scope="session")
@@ -33,4 +36,27 @@ def repository(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def site(tmp_path: Path, registry: LocalRegistry, repository: str) -> Iterator[Site]:
     with a_site(tmp_path, a_model(seed=repository), registry, repository) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return a_bundle(tmp_path_factory.mktemp("pristine") / "bundle", width=WIDTH)
+
+
+@pytest.fixture
+def bundle(pristine_bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(pristine_bundle, tmp_path / "bundle")
+
+
+@pytest.fixture
+def bundle_site(bundle: Path, registry: LocalRegistry, repository: str) -> Iterator[BundleSite]:
+    with a_bundle_site(bundle, registry, repository) as made:
+        yield made
+
+
+@pytest.fixture
+def own_site(bundle: Path, registry: LocalRegistry, tmp_path: Path) -> Iterator[BundleSite]:
+    """With a registry of the test's own, whose disk and process it may harm."""
+    with LocalRegistry(tmp_path / "registry") as server, a_bundle_site(bundle, server, "own") as made:
         yield made

@@ -17,8 +17,7 @@ from sovereign_airgap.errors import InvalidReference
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.reference import OciReference
 from sovereign_airgap.registry_prune import PruneOptions
-from tests.dataplane.bundle_site import BundleSite, a_bundle_site
-from tests.dataplane.test_load import a_load, wait_until_struck
+from tests.dataplane.bundle_site import BundleSite, a_bundle_site, a_load, wait_until_struck
 from tests.dataplane.test_process import Command, start
 from tests.unit.airgap.bundles import (
     COMMIT_ONE,

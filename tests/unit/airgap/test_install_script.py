@@ -194,6 +194,16 @@ def test_a_missing_or_cut_part_is_named(signed: Path, tmp_path: Path) -> None:
     assert second.name in done.stderr
 
 
+def test_a_damaged_part_is_named(signed: Path, tmp_path: Path) -> None:
+    parts = in_parts(signed)
+    first = parts / "site-1.part-00001"
+    content = first.read_bytes()
+    first.write_bytes(b"?" + content[1:])  # the header of the first file
+    done = run(parts, "--key", public(tmp_path, ANNA), "--step", "signature")
+    assert done.returncode == 3
+    assert f"copy {first.name} again, it is damaged" in done.stderr
+
+
 def test_what_is_no_bundle_is_refused(tmp_path: Path) -> None:
     done = run(tmp_path, "--key", public(tmp_path, ANNA))
     assert done.returncode == 3

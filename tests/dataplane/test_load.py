@@ -203,8 +203,8 @@ def test_an_image_of_dockers_types_for_two_platforms_is_loaded_as_it_is(
         types = f"{DOCKER_MANIFEST_TYPE}, {DOCKER_INDEX_TYPE}"
         status, body = site.ask("GET", "tools/busybox/manifests/1.36", Accept=types)
         assert (status, json.loads(body)) == (200, listed)
-        for child in children:
-            assert site.ask("GET", f"tools/busybox/manifests/{child['digest']}", Accept=types)[0] == 200
+        for entry in children:
+            assert site.ask("GET", f"tools/busybox/manifests/{entry['digest']}", Accept=types)[0] == 200
         assert site.load().code == 0
         assert site.loaded is not None
         assert (site.loaded.sent, site.loaded.tags_moved) == (0, 0)

@@ -49,23 +49,26 @@ class Progress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = Snapshot("starting", 0, 0, 0, 0, "")
+        self._moved = 0  # counted apart: every lane adds to it many thousand times a second
 
     def snapshot(self) -> Snapshot:
         with self._lock:
-            return self._now
+            return replace(self._now, bytes_done=self._moved)
 
     def enter(self, phase: str) -> None:
         self._change(phase=phase)
 
     def expect(self, files: int, size: int) -> None:
-        self._change(files_done=0, files_total=files, bytes_done=0, bytes_total=size)
+        with self._lock:
+            self._now = replace(self._now, files_done=0, files_total=files, bytes_total=size)
+            self._moved = 0
 
     def working_on(self, path: str) -> None:
         self._change(file=path)
 
     def moved(self, count: int) -> None:
         with self._lock:
-            self._now = replace(self._now, bytes_done=self._now.bytes_done + count)
+            self._moved += count
 
     def finished(self, path: str) -> None:
         with self._lock:

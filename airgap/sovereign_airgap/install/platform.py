@@ -76,8 +76,10 @@ class Platform:
         content = read_blob(
             self.reader, root.descriptor.digest, min(root.descriptor.size, MAX_MANIFEST_BYTES)
         )
-        archive = oci.read(content, root.descriptor.media_type).children[1]
-        return root.tag, read_blob(self.reader, archive.digest, min(archive.size, _CHART_BYTES))
+        layers = oci.read(content, root.descriptor.media_type).children[1:]
+        if not layers:
+            raise BundleLacks(f"Expected an archive in the chart {root.name}, found none; create it again.")
+        return root.tag, read_blob(self.reader, layers[0].digest, min(layers[0].size, _CHART_BYTES))
 
     def chart_values(self) -> Values:
         """The operator's chart with the images of this bundle, as `bundle load` writes them, too."""

@@ -38,8 +38,8 @@ binaries: setup
 	@$(PY) -m dev binaries >/dev/null
 
 .PHONY: test-fast
-test-fast: setup ## Unit tests only, under a minute
-	$(PYTEST) tests/unit -n 2 --dist loadfile -q
+test-fast: setup ## Unit tests that need no process and no second
+	$(PYTEST) tests/unit -m "not slow" -n 2 --dist loadfile -q
 
 .PHONY: verify
 verify: setup ## Generated files are current, code is formatted, typed and keeps its layers

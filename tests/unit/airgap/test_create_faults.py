@@ -27,6 +27,9 @@ from tests.unit.airgap.creations import SHARED, Connected, Opened, digest_of
 from tests.unit.airgap.models import REPO, write
 from tests.unit.faults.corrupter import BadDisk, extend, flip, hard_link, symlink, truncate, zero
 
+# Every point of death is a process of its own, every failing change a run.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -152,7 +155,7 @@ def test_a_process_that_is_killed_leaves_what_the_next_run_goes_on_with(side: Co
     wanted = verify(whole, [], 1, Progress()).index_digest
     shutil.rmtree(side.out)
     points = (
-        [changes * step // 8 for step in range(1, 8)]
+        [changes * step // 5 for step in range(1, 5)]
         if parts
         else [2, changes // 3, changes - 15, changes - 3]
     )

@@ -4,8 +4,8 @@ report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from sovereign_airgap.errors import Interrupted, SovereignError
@@ -14,11 +14,14 @@ from sovereign_airgap.pace import Pace
 T = TypeVar("T")
 
 
-def all_at_once(calls: Sequence[Callable[[], T]], pace: Pace, parallel: int, name: str) -> list[T]:
+def all_at_once(calls: Iterable[Callable[[], T]], pace: Pace, parallel: int, name: str) -> list[T]:
     """The results in the order of the calls, at most `parallel` at a time; raises the first cause."""
+    futures: list[Future[T]] = []
     with ThreadPoolExecutor(parallel, thread_name_prefix=name) as pool:
-        futures = [pool.submit(call) for call in calls]
         try:
+            # A signal may come between two calls, and the pool waits for those that run: stop them.
+            for call in calls:
+                futures.append(pool.submit(call))  # noqa: PERF401  (those begun must be known)
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             if all(future.exception() is None for future in done):
                 return [future.result() for future in futures]

@@ -26,6 +26,8 @@ from tests.unit.airgap.registry_double import RegistryDouble
 from tests.unit.airgap.signers import ANNA, BERT, WHEN
 from tests.unit.airgap.site_programs import SitePrograms
 
+pytestmark = pytest.mark.slow
+
 NAME = "sovereign-registry.sovereign-system.svc.cluster.local:5000"
 Install = Callable[..., int]
 

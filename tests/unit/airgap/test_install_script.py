@@ -25,6 +25,8 @@ from sovereign_airgap.signing.keys import PrivateKey
 from tests.unit.airgap.bundles import Draft, a_bundle
 from tests.unit.airgap.signers import ANNA, BERT, CARA, WHEN
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).resolve().parents[3] / "airgap/install"
 ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 ED_ORDER = 2**252 + 27742317777372353535851937790883648493

@@ -31,7 +31,7 @@ from bench.stage import Stage
 from dev.registry import LocalRegistry
 
 VERBS = ("create", "verify", "split", "load", "pull", "delta", "mirror")
-_ROOM = 8  # copies of a model at a time: hub, bundle, parts, two registries, layouts, what entrants write
+_ROOM = 7  # copies of a model at a time: hub, bundle, parts, two registries, what entrants write
 _FIXED_TURNS = 3
 
 

@@ -33,6 +33,7 @@ from dev.registry import LocalRegistry
 VERBS = ("create", "verify", "split", "load", "pull", "delta", "mirror")
 _ROOM = 7  # copies of a model at a time: hub, bundle, parts, two registries, what entrants write
 _FIXED_TURNS = 3
+_TELLING = 512 * MIB  # from here on times are of moving bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -159,6 +160,8 @@ def _show(
         for name, why in outcome.absent:
             console.print(f"absent from {outcome.verb}: {name}: {why}", highlight=False, markup=False)
     console.print(kept_or_not(found))
+    if options.size < _TELLING:
+        console.print("At this size the times are of starting programs: only memory and bytes say something.")
 
 
 def _about(options: argparse.Namespace) -> dict[str, object]:

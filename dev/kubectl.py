@@ -12,7 +12,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Timer
+from threading import Event, Timer
+from time import monotonic
 from typing import Any
 
 Manifest = dict[str, Any]
@@ -60,7 +61,17 @@ class Kubectl:
         return self("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(document))
 
     def watch(self, *arguments: str, seconds: float) -> Iterator[Manifest]:
-        """Yield the object now and at each change; end after `seconds` at the latest."""
+        """Yield the object now and at each change; end after `seconds`.
+
+        Begins again when kubectl gives up, as it does when a definition has just come and its storage is not
+        ready: then the object is yielded once more.
+        """
+        end = monotonic() + seconds
+        while (left := end - monotonic()) > 0:
+            yield from self._watch_once(*arguments, seconds=left)
+            Event().wait(min(0.5, left))  # not a hot loop while the object is not there
+
+    def _watch_once(self, *arguments: str, seconds: float) -> Iterator[Manifest]:
         process = subprocess.Popen(
             [*self.prefix, "get", *arguments, "-o", "json", "--watch"],
             stdin=subprocess.DEVNULL,

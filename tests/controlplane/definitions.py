@@ -8,7 +8,7 @@ from pathlib import Path
 from dev.kubectl import Kubectl
 
 
-def serve(kubectl: Kubectl, path: Path, name: str, seconds: float = 60) -> None:
+def serve(kubectl: Kubectl, path: Path, name: str, seconds: float = 300) -> None:
     """Applies a definition and returns once the API server serves it."""
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
     for definition in kubectl.watch("crd", name, seconds=seconds):

@@ -27,6 +27,7 @@ from tests.unit.operator.test_ray_service import EXAMPLES, rendered
 FOLDER = Path(os.environ.get("SOVEREIGN_KUBERAY_CRDS", ROOT.parent / "shared" / "kuberay-crds"))
 pytestmark = [
     pytest.mark.controlplane,
+    pytest.mark.timeout(600),  # definitions of a megabyte, and a control plane of its own
     pytest.mark.skipif(
         not FOLDER.is_dir(),
         reason=f"KubeRay's CRDs are not in {FOLDER.name}; set SOVEREIGN_KUBERAY_CRDS to a folder with them",

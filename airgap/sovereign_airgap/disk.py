@@ -113,6 +113,19 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
+def set_direct(descriptor: int, on: bool) -> bool:
+    """Past the page cache or through it; whether the flag now is as wished."""
+    flag: int = getattr(os, "O_DIRECT", 0)
+    if not flag:
+        return not on
+    try:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
+    except OSError:
+        return False
+    return True
+
+
 class HalfWritten:
     """A file under a temporary name beside its final one; `publish` is the only way to the final name."""
 
@@ -124,7 +137,7 @@ class HalfWritten:
         with explained(final):
             self._descriptor = os.open(self._temporary, flags, 0o644)
         if direct:
-            self._direct = self._set_direct(True)
+            self._direct = set_direct(self._descriptor, True)
         self._map = mmap.mmap(-1, BUFFER_BYTES)  # page-aligned, as O_DIRECT wants it
         self._buffer = memoryview(self._map)
         self._filled = 0
@@ -154,13 +167,13 @@ class HalfWritten:
         with explained(self.final):
             os.lseek(self._descriptor, 0, os.SEEK_SET)
             os.ftruncate(self._descriptor, 0)
-        self._direct = self._set_direct(True) if self._direct else False
+        self._direct = set_direct(self._descriptor, True) if self._direct else False
 
     def publish(self) -> os.stat_result:
         """Everything on the disk, then the final name. The caller has compared the digest before."""
         if self._filled:
             if self._direct:
-                self._direct = not self._set_direct(False)
+                self._direct = not set_direct(self._descriptor, False)
             self._write(self._buffer[: self._filled])
             self._filled = 0
         with explained(self.final):
@@ -185,20 +198,10 @@ class HalfWritten:
                 except OSError as error:
                     if error.errno != errno.EINVAL or not self._direct:
                         raise
-                    self._direct = not self._set_direct(False)  # the file system promised more than it does
+                    self._direct = not set_direct(
+                        self._descriptor, False
+                    )  # the file system promised more than it does
                     continue
                 view = view[count:]
                 if view and self._direct and count % _ALIGNMENT:
-                    self._direct = not self._set_direct(False)
-
-    def _set_direct(self, on: bool) -> bool:
-        """Whether the flag now is as wished."""
-        flag: int = getattr(os, "O_DIRECT", 0)
-        if not flag:
-            return not on
-        try:
-            flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
-        except OSError:
-            return False
-        return True
+                    self._direct = not set_direct(self._descriptor, False)

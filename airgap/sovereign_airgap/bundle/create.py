@@ -17,8 +17,8 @@ from pathlib import Path
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.bundle import bom, contents
-from sovereign_airgap.bundle.base import Base
 from sovereign_airgap.bundle.charts import ChartSource
+from sovereign_airgap.bundle.delta_base import Base
 from sovereign_airgap.bundle.files import FileSource
 from sovereign_airgap.bundle.graph import needed
 from sovereign_airgap.bundle.images import DEFAULT_PLATFORM, ImageSource

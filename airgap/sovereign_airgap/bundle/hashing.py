@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import mmap
 import os
@@ -23,6 +22,7 @@ from typing import TypeVar
 
 from sovereign_airgap.bundle.layout import FileRange, open_plain
 from sovereign_airgap.digest import Digest
+from sovereign_airgap.disk import set_direct
 from sovereign_airgap.errors import DiskFailed, Interrupted, SizeMismatch, SovereignError
 
 MAX_LANES = 16
@@ -160,31 +160,19 @@ class _File:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._direct = self._set_direct(True)
+        self._direct = set_direct(self._descriptor, True)
 
     def read(self, view: memoryview, at: int) -> int:
         """Reads what comes at once; 0 at the file's end. `at` is aligned, or where a read ended short."""
         if self._direct and at % _ALIGNMENT:
-            self._direct = not self._set_direct(False)
+            self._direct = not set_direct(self._descriptor, False)
         try:
             return os.preadv(self._descriptor, [view], at)
         except OSError as error:
             if error.errno != errno.EINVAL or not self._direct:
                 raise
-        self._direct = not self._set_direct(False)  # the file system promised more than it does
+        self._direct = not set_direct(self._descriptor, False)  # the file system promised more than it does
         return os.preadv(self._descriptor, [view], at)
-
-    def _set_direct(self, on: bool) -> bool:
-        """Whether the flag now is as wished."""
-        flag: int = getattr(os, "O_DIRECT", 0)
-        if not flag:
-            return not on
-        try:
-            flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | flag if on else flags & ~flag)
-        except OSError:
-            return False
-        return True
 
 
 @contextmanager

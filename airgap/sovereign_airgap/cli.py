@@ -45,10 +45,10 @@ from sovereign_airgap.options import (
     FILE,
     HubReferenceType,
     OciReferenceType,
-    patience,
     registry_options,
     run_options,
 )
+from sovereign_airgap.pace import Patience
 from sovereign_airgap.progress import Progress, served, shown
 from sovereign_airgap.reference import PUBLIC_ENDPOINT, HubReference, OciReference
 from sovereign_airgap.selection import Wish
@@ -88,15 +88,10 @@ def mirror_command(
     endpoint: str,
     hub_ca: Path | None,
     token_file: Path | None,
-    plain_http: bool,
-    ca: Path | None,
-    docker_config: Path | None,
-    attempts: int | None,
-    stall_seconds: float | None,
-    longest_pause: float | None,
+    access: Access,
+    waits: Patience,
     how: str,
     progress_port: int | None,
-    result_file: Path | None,
 ) -> None:
     """Mirrors SOURCE (hf://org/name@COMMIT) to TARGET (oci://HOST[/REPO][:TAG])."""
     if target.digest is not None:
@@ -106,12 +101,12 @@ def mirror_command(
     from sovereign_airgap.mirror import MirrorOptions, mirror
 
     options = MirrorOptions(
-        access=Access(plain_http, ca, docker_config),
+        access=access,
         endpoint=endpoint,
         hub_ca=hub_ca,
         token=None if token_file is None else token_in(token_file),
         wish=Wish(include, exclude),
-        patience=patience(attempts, stall_seconds, longest_pause),
+        patience=waits,
     )
     progress = Progress()
     with served(progress, progress_port), shown(progress, how):
@@ -141,15 +136,10 @@ def pull_command(
     directory: Path,
     config_only: bool,
     verify_always: bool,
-    plain_http: bool,
-    ca: Path | None,
-    docker_config: Path | None,
-    attempts: int | None,
-    stall_seconds: float | None,
-    longest_pause: float | None,
+    access: Access,
+    waits: Patience,
     how: str,
     progress_port: int | None,
-    result_file: Path | None,
 ) -> None:
     """Pulls REFERENCE (oci://HOST/REPO@sha256:…) into DIRECTORY."""
     if reference.digest is None:
@@ -157,10 +147,10 @@ def pull_command(
     from sovereign_airgap.pull import PullOptions, pull
 
     options = PullOptions(
-        access=Access(plain_http, ca, docker_config),
+        access=access,
         config_only=config_only,
         verify_always=verify_always,
-        patience=patience(attempts, stall_seconds, longest_pause),
+        patience=waits,
     )
     progress = Progress()
     with served(progress, progress_port), shown(progress, how):
@@ -176,12 +166,8 @@ def pull_command(
 def inspect_command(
     reference: OciReference,
     as_json: bool,
-    plain_http: bool,
-    ca: Path | None,
-    docker_config: Path | None,
-    attempts: int | None,
-    stall_seconds: float | None,
-    longest_pause: float | None,
+    access: Access,
+    waits: Patience,
 ) -> None:
     """Shows what the artifact REFERENCE is, without its weights."""
     if reference.tag is None and reference.digest is None:
@@ -190,8 +176,7 @@ def inspect_command(
 
     from sovereign_airgap.inspect import inspect, show
 
-    asked = patience(attempts, stall_seconds, longest_pause)
-    found = inspect(reference, Access(plain_http, ca, docker_config), asked)
+    found = inspect(reference, access, waits)
     if as_json:
         click.echo(json.dumps(found.as_json(), indent=2))
     else:

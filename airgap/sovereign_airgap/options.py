@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
+from sovereign_airgap.access import Access
 from sovereign_airgap.errors import InvalidReference
 from sovereign_airgap.pace import Patience
 from sovereign_airgap.reference import HubReference, OciReference
@@ -90,7 +92,23 @@ SIZE = SizeType()
 
 
 def registry_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How to reach the registry, and how patient to be: see `Access` and `patience`."""
+    """How to reach the registry and how long to wait for it: the command gets `access` and `waits`."""
+
+    @wraps(command)
+    def with_values(
+        *arguments: Any,
+        plain_http: bool,
+        ca: Path | None,
+        docker_config: Path | None,
+        attempts: int | None,
+        stall_seconds: float | None,
+        longest_pause: float | None,
+        **others: Any,
+    ) -> None:
+        waits = _patience(attempts, stall_seconds, longest_pause)
+        command(*arguments, access=Access(plain_http, ca, docker_config), waits=waits, **others)
+
+    decorated: Callable[..., None] = with_values
     for option in (
         click.option("--plain-http", is_flag=True, help="Talk to the registry without TLS."),
         click.option("--ca", type=FILE, help="PEM file: the only authorities trusted for the registry."),
@@ -99,8 +117,8 @@ def registry_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--stall-seconds", type=click.FloatRange(0.1), help="How long nothing may move."),
         click.option("--longest-pause", type=click.FloatRange(0), help="Seconds between attempts, at most."),
     ):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return decorated
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -108,13 +126,18 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (
         click.option("--progress", "how", type=click.Choice(["auto", "json", "none"]), default="auto"),
         click.option("--progress-port", type=click.IntRange(0, 65535), help="Serve GET /progress here."),
-        click.option("--result-file", type=click.Path(path_type=Path), help="Write the result here as JSON."),
+        click.option(
+            "--result-file",
+            type=click.Path(path_type=Path),
+            expose_value=False,  # the command line's end writes it, however the run ended
+            help="Write the result here as JSON.",
+        ),
     ):
         command = option(command)
     return command
 
 
-def patience(attempts: int | None, stall_seconds: float | None, longest_pause: float | None) -> Patience:
+def _patience(attempts: int | None, stall_seconds: float | None, longest_pause: float | None) -> Patience:
     """The usual patience with what the user changed of it; seconds."""
     usual = Patience()
     stall = usual.stall if stall_seconds is None else stall_seconds

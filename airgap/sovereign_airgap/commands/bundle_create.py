@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from sovereign_airgap.access import Access
-from sovereign_airgap.options import FILE, SIZE, patience, registry_options, run_options
+from sovereign_airgap.options import FILE, SIZE, registry_options, run_options
+from sovereign_airgap.pace import Patience
 from sovereign_airgap.progress import Progress, served, shown
 from sovereign_airgap.reference import PUBLIC_ENDPOINT
 
@@ -70,15 +71,10 @@ def bundle_create_command(
     endpoint: str,
     hub_ca: Path | None,
     token_file: Path | None,
-    plain_http: bool,
-    ca: Path | None,
-    docker_config: Path | None,
-    attempts: int | None,
-    stall_seconds: float | None,
-    longest_pause: float | None,
+    access: Access,
+    waits: Patience,
     how: str,
     progress_port: int | None,
-    result_file: Path | None,
 ) -> None:
     """Makes a bundle of what SPEC (YAML) or the options name.
 
@@ -111,11 +107,11 @@ def bundle_create_command(
     else:
         found = specs.from_options(str(name), version, models, images, charts, files)
     options = CreateOptions(
-        access=Access(plain_http, ca, docker_config),
+        access=access,
         endpoint=endpoint,
         hub_ca=hub_ca,
         token=None if token_file is None else token_in(token_file),
-        patience=patience(attempts, stall_seconds, longest_pause),
+        patience=waits,
         platform=specs.ALL_PLATFORMS if all_platforms else wanted,
         base=None if since is None else open_bundle(since),
         part_size=part_size,

@@ -10,7 +10,8 @@ import click
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.errors import InvalidReference
-from sovereign_airgap.options import FILE, OciReferenceType, patience, registry_options, run_options
+from sovereign_airgap.options import FILE, OciReferenceType, registry_options, run_options
+from sovereign_airgap.pace import Patience
 from sovereign_airgap.progress import Progress, served, shown
 from sovereign_airgap.reference import OciReference
 
@@ -51,15 +52,10 @@ def bundle_load_command(
     output: Path | None,
     registry_name: str | None,
     namespace: str,
-    plain_http: bool,
-    ca: Path | None,
-    docker_config: Path | None,
-    attempts: int | None,
-    stall_seconds: float | None,
-    longest_pause: float | None,
+    access: Access,
+    waits: Patience,
     how: str,
     progress_port: int | None,
-    result_file: Path | None,
 ) -> None:
     """Loads BUNDLE (a directory or parts) into TARGET (oci://HOST[/PREFIX]).
 
@@ -85,13 +81,13 @@ def bundle_load_command(
     if output is not None:
         site_folder.require_ours(output)
     options = LoadOptions(
-        access=Access(plain_http, ca, docker_config),
+        access=access,
         keys=public,
         threshold=threshold,
         require_signature=require_signature,
         allow_downgrade=allow_downgrade,
         base=None if base is None else open_bundle(base),
-        patience=patience(attempts, stall_seconds, longest_pause),
+        patience=waits,
     )
     progress = Progress()
     with served(progress, progress_port), shown(progress, how):

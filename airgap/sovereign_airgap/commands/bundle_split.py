@@ -38,7 +38,6 @@ def bundle_split_command(
     consume: bool,
     how: str,
     progress_port: int | None,
-    result_file: Path | None,
 ) -> None:
     """Cuts the bundle DIRECTORY into NAME-VERSION.part-00001 …, to be carried and copied again one by one.
     Sign it before: the parts hold the signatures."""

@@ -33,7 +33,6 @@ def bundle_verify_command(
     as_json: bool,
     how: str,
     progress_port: int | None,
-    result_file: Path | None,
 ) -> None:
     """Checks the bundle PATH (its directory, its NAME.parts.json or their folder): every blob is hashed,
     nothing is missing or surplus, the bill of materials agrees, and with --key the signatures hold."""

@@ -11,7 +11,8 @@ import click
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.errors import InvalidReference
-from sovereign_airgap.options import FILE, OciReferenceType, patience, registry_options, run_options
+from sovereign_airgap.options import FILE, OciReferenceType, registry_options, run_options
+from sovereign_airgap.pace import Patience
 from sovereign_airgap.progress import Progress, served, shown
 from sovereign_airgap.reference import OciReference
 
@@ -47,15 +48,10 @@ def registry_prune_command(
     repositories: tuple[str, ...],
     delete: bool,
     as_json: bool,
-    plain_http: bool,
-    ca: Path | None,
-    docker_config: Path | None,
-    attempts: int | None,
-    stall_seconds: float | None,
-    longest_pause: float | None,
+    access: Access,
+    waits: Patience,
     how: str,
     progress_port: int | None,
-    result_file: Path | None,
 ) -> None:
     """Removes from TARGET (oci://HOST[/PREFIX]) every tag and manifest that nothing keeps.
 
@@ -76,13 +72,13 @@ def registry_prune_command(
     except InvalidReference as error:
         raise click.UsageError(str(error)) from error
     options = registry_prune.PruneOptions(
-        access=Access(plain_http, ca, docker_config),
+        access=access,
         repositories=repositories,
         keep=kept,
         keep_tags=keep_tags,
         keep_loaded=keep_loaded,
         delete=delete,
-        patience=patience(attempts, stall_seconds, longest_pause),
+        patience=waits,
     )
     progress = Progress()
     with served(progress, progress_port), shown(progress, how):

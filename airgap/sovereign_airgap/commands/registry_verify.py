@@ -33,7 +33,6 @@ def registry_verify_command(
     as_json: bool,
     how: str,
     progress_port: int | None,
-    result_file: Path | None,
 ) -> None:
     """Checks STORAGE, the folder of a registry (distribution v3), while the registry runs or not.
 

@@ -10,8 +10,8 @@ import click
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.errors import BundleDefective
-from sovereign_airgap.options import FILE, SignableType, patience, registry_options
-from sovereign_airgap.pace import Pace
+from sovereign_airgap.options import FILE, SignableType, registry_options
+from sovereign_airgap.pace import Pace, Patience
 from sovereign_airgap.reference import OciReference
 
 
@@ -27,12 +27,8 @@ def sign_command(
     target: Path | OciReference,
     key: Path,
     passphrase_file: Path | None,
-    plain_http: bool,
-    ca: Path | None,
-    docker_config: Path | None,
-    attempts: int | None,
-    stall_seconds: float | None,
-    longest_pause: float | None,
+    access: Access,
+    waits: Patience,
     result_file: Path | None,
 ) -> None:
     """Signs TARGET: a bundle's directory, or an artifact oci://HOST/REPO@sha256:….
@@ -49,8 +45,6 @@ def sign_command(
         from sovereign_airgap.artifact_signatures import sign_artifact
 
         assert target.digest is not None
-        waits = patience(attempts, stall_seconds, longest_pause)
-        access = Access(plain_http, ca, docker_config)
         with Pace(waits) as pace, access.registry(target, pace, push=True) as registry:
             where = str(target.with_digest(sign_artifact(registry, target.digest, signer, now)))
     else:

@@ -10,8 +10,8 @@ import click
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.commands.bundle_verify import bundle_verify_command
-from sovereign_airgap.options import FILE, SignableType, patience, registry_options
-from sovereign_airgap.pace import Pace
+from sovereign_airgap.options import FILE, SignableType, registry_options
+from sovereign_airgap.pace import Pace, Patience
 from sovereign_airgap.reference import OciReference
 
 
@@ -31,12 +31,8 @@ def verify_command(
     keys: tuple[Path, ...],
     threshold: int,
     as_json: bool,
-    plain_http: bool,
-    ca: Path | None,
-    docker_config: Path | None,
-    attempts: int | None,
-    stall_seconds: float | None,
-    longest_pause: float | None,
+    access: Access,
+    waits: Patience,
     result_file: Path | None,
 ) -> None:
     """Checks TARGET: a bundle (its directory or parts) with all it carries, or the signatures of an artifact
@@ -51,8 +47,6 @@ def verify_command(
 
     assert target.digest is not None
     trusted = [PublicKey.load(path) for path in keys]
-    waits = patience(attempts, stall_seconds, longest_pause)
-    access = Access(plain_http, ca, docker_config)
     with Pace(waits) as pace, access.registry(target, pace, push=False) as registry:
         signed = artifact_signed_by(registry, target.digest, trusted, threshold)
     context.obj.update(

@@ -289,6 +289,7 @@ def operator(cluster: Cluster, registry: LocalRegistry, work: Path, log: Path | 
                 "registry": {"host": registry.host, "writer": registry.host, "plainHttp": True},
                 "registryPods": {"namespace": SYSTEM},
                 "images": {"airgap": image},
+                "seal": "Report",  # there is no kubelet, so nothing can be probed
                 "resyncSeconds": RESYNC_SECONDS,
             }
         )

@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
+
+from sovereign_airgap.probe.plan import MOST_TARGETS, ProbePlan, Protocol, Target
 
 CONFIG_ENVIRONMENT: Final = "SOVEREIGN_CONFIG"
 DEFAULT_CONFIG_PATH: Final = Path("/etc/sovereign/config.yaml")
@@ -111,6 +113,53 @@ class RegistryPods(ConfigModel):
     labels: dict[str, str] = Field(default_factory=lambda: {"app.kubernetes.io/name": "sovereign-registry"})
 
 
+# Targets that the operator adds to every probe: the prober's own node, and the API server.
+OWN_NODE: Final = "own-node"
+API_SERVER: Final = "api-server"
+
+
+class ProbeTarget(ConfigModel):
+    """One way out that a probe tries; which of the fields it has follows from its protocol."""
+
+    name: str
+    protocol: Protocol
+    address: str | None = None
+    port: int | None = None
+    query: str | None = None
+
+    def target(self) -> Target:
+        """Raises ValueError where a field is missing, surplus or wrong."""
+        return Target(self.name, self.protocol, self.address, self.port, self.query)
+
+
+class ProbeConfig(ConfigModel):
+    """What is tried from inside the seal, and how often."""
+
+    canary: str | None = Field(
+        default=None,
+        description="DNS name of the canary's Service. Unset: nothing is probed, so nothing is ever proven.",
+    )
+    targets: tuple[ProbeTarget, ...] = Field(
+        default=(), description="Ways out that are tried, besides the API server and the own node."
+    )
+    interval_seconds: int = Field(default=21600, ge=1, description="How long a proof is good for.")
+    timeout_seconds: float = Field(default=2, description="How long one attempt waits for an answer.")
+    settle_seconds: float = Field(default=10, description="How long enforcement may lag behind a new pod.")
+    deadline_seconds: int = Field(
+        default=120, ge=1, description="After this a probe without a result proved nothing."
+    )
+
+    @model_validator(mode="after")
+    def _is_a_plan(self) -> Self:
+        """A target that no prober would take is an error at start."""
+        own = (Target(OWN_NODE, Protocol.ICMP, "node"), Target(API_SERVER, Protocol.ICMP, "node"))
+        given = tuple(target.target() for target in self.targets)
+        if len(given) > MOST_TARGETS - len(own):
+            raise ValueError(f"Expected at most {MOST_TARGETS - len(own)} targets, found {len(given)}.")
+        ProbePlan("0", self.timeout_seconds, self.settle_seconds, self.canary, None, (*given, *own)).render()
+        return self
+
+
 class OperatorConfig(ConfigModel):
     """The whole file."""
 
@@ -119,7 +168,13 @@ class OperatorConfig(ConfigModel):
     registry: RegistryConfig
     external_sources: ExternalSources = Field(default_factory=ExternalSources)
     images: ImagesConfig
-    seal: Literal["Report", "Required"] = "Report"
+    seal: Literal["Report", "Required"] = "Required"
+    admission: bool = Field(
+        default=False,
+        description="Whether the chart's admission policies are there: namespaces with models must then "
+        "carry their label.",
+    )
+    probe: ProbeConfig = Field(default_factory=ProbeConfig)
     product_label: str = "nvidia.com/gpu.product"
     kuberay: KubeRayConfig = Field(default_factory=KubeRayConfig)
     dns: DnsConfig = Field(default_factory=DnsConfig)

@@ -56,6 +56,9 @@ ADAPTERS_UNAVAILABLE: Final = "AdaptersUnavailable"
 FIELD_CONFLICT: Final = "FieldConflict"
 # The API server refused one of our children (quota, admission policy, Pod Security).
 APPLY_REFUSED: Final = "ApplyRefused"
+# A way out was proven twice while the model served: its pods were stopped, and stay so until somebody sets
+# the annotation sovereign.dev/release-isolation to a new value.
+ISOLATED: Final = "Isolated"
 
 # --- Mirrored -----------------------------------------------------------------------------------------------
 # Every file of the commit is in the in-cluster registry, its digest checked, and the commit's tag names it.
@@ -119,6 +122,8 @@ UNSCHEDULABLE: Final = "Unschedulable"
 IMAGE_PULL_FAILED: Final = "ImagePullFailed"
 # A model pod's init container could not pull or verify the weights; the message is the data plane's.
 DELIVERY_FAILED: Final = "DeliveryFailed"
+# A model pod's first init container found the canary answering or the peer silent, and holds the pod back.
+POD_NOT_SEALED: Final = "PodNotSealed"
 # A model pod's container ends again and again; the message names it and how it ended.
 CONTAINER_CRASHING: Final = "ContainerCrashing"
 # Ray Serve refused or lost the application; the message is Ray's.
@@ -131,16 +136,29 @@ KUBERAY_MISSING: Final = "KubeRayMissing"
 KUBERAY_TOO_OLD: Final = "KubeRayTooOld"
 
 # --- EgressSealed -------------------------------------------------------------------------------------------
-# The policies are in force in the API; whether the network enforces them was not proven yet.
+# A probe tried every way out from inside and was denied where an unsealed control got through; status.egress
+# says when, where, and what nobody could try.
+SEALED: Final = "Sealed"
+# The policies are in force in the API; whether the network enforces them was not proven yet, and the message
+# says what a probe waits for.
 NOT_PROBED: Final = "NotProbed"
+# The first probe of these policies is under way.
+PROBING: Final = "Probing"
 # A sealing policy is missing or differs from what we render; it is put back before anything else.
 POLICY_MISSING: Final = "PolicyMissing"
+# The namespace lacks the label sovereign.dev/sealed=true, so the admission policies do not guard it.
+NAMESPACE_NOT_SEALED: Final = "NamespaceNotSealed"
 # The probe reached its canary inside the cluster: the network plugin does not enforce policies.
 POLICY_NOT_ENFORCED: Final = "PolicyNotEnforced"
 # The probe reached something outside; the message names the path.
 LEAK_DETECTED: Final = "LeakDetected"
-# The probe's own control could not reach anything, so nothing was proven.
+# The resolver of the model pods answers for names outside the cluster, and a query can carry data.
+DNS_FORWARDS: Final = "DNSForwards"
+# The prober did not reach its peer, the control did not reach the canary, or one of them left no result:
+# nothing was proven, and it is tried again after 30 s to 10 min.
 PROBE_INCONCLUSIVE: Final = "ProbeInconclusive"
+# The last proof is older than two intervals, or from the future: the clock jumped. A new probe is due.
+STALE: Final = "Stale"
 # NetworkPolicy never covers the pod's own node; reported beside a seal that holds otherwise.
 NODE_REACHABLE: Final = "NodeReachable"
 
@@ -165,3 +183,9 @@ EVENT_CHILD_RESTORED: Final = "ChildRestored"
 EVENT_DELETED: Final = "Deleted"
 # Deletion ran out of time with pods left: their policies stay until the resync sweeps them.
 EVENT_PODS_REMAIN: Final = "PodsRemain"
+# The pods were stopped after a proven leak, or somebody released them.
+EVENT_ISOLATED: Final = "Isolated"
+EVENT_RELEASED: Final = "IsolationReleased"
+# A mirror Job with a source outside the cluster began or ended: only its pods may go there, while it runs.
+EVENT_EXCEPTION_OPENED: Final = "EgressExceptionOpened"
+EVENT_EXCEPTION_CLOSED: Final = "EgressExceptionClosed"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,24 @@ CONFIG = {
     },
     "registryPods": {"namespace": "sovereign-system"},
     "images": {"airgap": AIRGAP_IMAGE},
+    "seal": "Report",
 }
+CANARY = "sovereign-canary.sovereign-system.svc.cluster.local"
+OUTSIDE = {"name": "outside-tcp-443", "protocol": "TCP", "address": "192.0.2.10", "port": 443}
+NAME = {"name": "outside-dns-name", "protocol": "RESOLVE", "query": "probe.example"}
 
 
 def a_config(**changes: Any) -> OperatorConfig:
     """The chart's configuration, with some keys of the file replaced."""
     return parse_config(yaml.safe_dump(CONFIG | changes))
+
+
+def a_sealing_config(
+    targets: Sequence[Mapping[str, Any]] = (OUTSIDE, NAME), **changes: Any
+) -> OperatorConfig:
+    """A configuration that serves nothing without a proof."""
+    probe = {"canary": CANARY, "targets": [dict(target) for target in targets]}
+    return a_config(**{"seal": "Required", "probe": probe} | changes)
 
 
 def a_model(name: str = "mixtral", uid: str = "6f1c", **spec: Any) -> SovereignModel:

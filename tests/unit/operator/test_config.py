@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from sovereign_operator.config import load_config, parse_config
-from tests.unit.operator.builders import a_config
+from tests.unit.operator.builders import CANARY, OUTSIDE, a_config, a_sealing_config
 
 LEAST = "registry: {host: 'r:5000', writer: 'r:5001'}\nimages: {airgap: x}\n"
 
@@ -20,6 +20,8 @@ def test_defaults_keep_the_outside_closed() -> None:
     assert config.images.require_digest is True
     assert config.registry.plain_http is False
     assert config.watch_namespaces == ()
+    assert config.seal == "Required"
+    assert config.probe.canary is None
 
 
 @pytest.mark.parametrize(
@@ -55,3 +57,32 @@ def test_the_file_is_found_through_the_environment(tmp_path: Path) -> None:
 def test_the_ports_of_a_hub(endpoint: str, extra: list[int], ports: tuple[int, ...]) -> None:
     sources = a_config(externalSources={"endpoint": endpoint, "extraPorts": extra}).external_sources
     assert sources.ports == ports
+
+
+def test_the_targets_of_a_probe_are_read() -> None:
+    config = a_sealing_config([OUTSIDE])
+    assert config.probe.canary == CANARY
+    assert [target.target().name for target in config.probe.targets] == ["outside-tcp-443"]
+
+
+@pytest.mark.parametrize(
+    ("probe", "words"),
+    [
+        ({"canary": "not a name"}, "canary"),
+        ({"timeoutSeconds": 60}, "timeoutSeconds"),
+        ({"settleSeconds": 1000}, "settleSeconds"),
+        ({"intervalSeconds": 0}, "intervalSeconds"),
+        ({"targets": [{"name": "x", "protocol": "TCP", "address": "192.0.2.10"}]}, "address, port"),
+        ({"targets": [{"name": "x", "protocol": "SCTP", "address": "192.0.2.10"}]}, "protocol"),
+        ({"targets": [OUTSIDE, OUTSIDE]}, "occurs twice"),
+        ({"targets": [OUTSIDE | {"name": "own-node"}]}, "occurs twice"),
+        ({"targets": [OUTSIDE | {"name": "canary-tcp"}]}, "is a path of every run"),
+        ({"targets": [OUTSIDE | {"name": f"x{n}"} for n in range(47)]}, "at most 46"),
+        ({"target": []}, "target"),
+    ],
+)
+def test_a_target_that_no_prober_would_take_is_an_error_at_start(
+    probe: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        a_config(probe=probe)

@@ -29,6 +29,7 @@ from sovereign_airgap.commands.bundle_split import bundle_split_command
 from sovereign_airgap.commands.bundle_verify import bundle_verify_command
 from sovereign_airgap.commands.install import install_command
 from sovereign_airgap.commands.keygen import keygen_command
+from sovereign_airgap.commands.probe import probe_group
 from sovereign_airgap.commands.registry import registry_group
 from sovereign_airgap.commands.registry_prune import registry_prune_command
 from sovereign_airgap.commands.registry_verify import registry_verify_command
@@ -189,6 +190,7 @@ bundle_group.add_command(bundle_diff_command)
 bundle_group.add_command(bundle_load_command)
 bundle_group.add_command(bundle_split_command)
 bundle_group.add_command(bundle_verify_command)
+cli.add_command(probe_group)
 cli.add_command(registry_group)
 registry_group.add_command(registry_verify_command)
 registry_group.add_command(registry_prune_command)

@@ -197,6 +197,23 @@ class RegistryDamaged(Refusal):
     reason = "RegistryDamaged"
 
 
+# -- refused: the seal --------------------------------------------------------------------------------------
+
+
+class PolicyNotEnforced(Refusal):
+    """A model pod still reaches the canary: its network policies are not enforced, so it must not start."""
+
+    reason = "PolicyNotEnforced"
+    retryable = True
+
+
+class ProbeInconclusive(Refusal):
+    """A model pod could not tell whether it is sealed, because its peer or its resolver did not answer."""
+
+    reason = "ProbeInconclusive"
+    retryable = True
+
+
 # -- failed: the source -------------------------------------------------------------------------------------
 
 
@@ -321,6 +338,12 @@ class ProgramFailed(Failure):
     """A program that an installation runs ended with an error; the message has its last words."""
 
     reason = "ProgramFailed"
+
+
+class PortUnavailable(Failure):
+    """A port that a program shall listen on is taken, or not allowed to it."""
+
+    reason = "PortUnavailable"
 
 
 class InternalError(Failure):

@@ -20,7 +20,7 @@ from sovereign_airgap.strict_json import Json
 FORMAT: Final = 1
 PLAN_BYTES: Final = 16 * 1024
 MOST_TARGETS: Final = 48
-LONGEST_TIMEOUT: Final = 10.0
+LONGEST_TIMEOUT: Final = 5.0
 LONGEST_SETTLING: Final = 120.0
 # What a run may need beyond its settling and three timeouts, in seconds.
 MARGIN: Final = 10.0

@@ -76,7 +76,7 @@ def test_the_plan_of_the_contract_is_read() -> None:
         ({"run": ""}, "run"),
         ({"run": "a b"}, "run"),
         ({"timeout_seconds": 0}, "timeoutSeconds"),
-        ({"timeout_seconds": 11}, "timeoutSeconds"),
+        ({"timeout_seconds": 6}, "timeoutSeconds"),
         ({"timeout_seconds": float("nan")}, "timeoutSeconds"),
         ({"settle_seconds": -1}, "settleSeconds"),
         ({"settle_seconds": 121}, "settleSeconds"),

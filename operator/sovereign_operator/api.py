@@ -69,21 +69,26 @@ LABEL_COMPONENT: Final = f"{GROUP}/component"
 # On the objects we write (RayService, NetworkPolicy, Job, Secret): which SovereignModel they belong to.
 LABEL_OWNER: Final = f"{GROUP}/owner"
 LABEL_OWNER_NAMESPACE: Final = f"{GROUP}/owner-namespace"
+# On a namespace, by the platform team: the admission policies guard it.
+LABEL_SEALED: Final = f"{GROUP}/sealed"
 # On mirror pods: a hash, because namespace and name together do not fit a label value.
 LABEL_MIRROR_FOR: Final = f"{GROUP}/mirror-for"
 
 COMPONENT_HEAD: Final = "head"
 COMPONENT_WORKER: Final = "worker"
 COMPONENT_MIRROR: Final = "mirror"
-# The probe's two pods join the sealed set with the sealing issue; the policies already select them.
+# The probe's two sealed pods, and the one in the operator's namespace that no policy holds.
 COMPONENT_PROBER: Final = "prober"
 COMPONENT_PEER: Final = "peer"
+COMPONENT_CONTROL: Final = "control"
 SEALED_COMPONENTS: Final = (COMPONENT_HEAD, COMPONENT_PEER, COMPONENT_PROBER, COMPONENT_WORKER)
 
 # The hash of what we rendered: an apply is needed when it differs from the live object's.
 ANNOTATION_RENDERED: Final = f"{GROUP}/rendered"
 # Written by a user with any new value: retry a failed mirror at once instead of after the backoff.
 ANNOTATION_RETRY: Final = f"{GROUP}/retry"
+# Written by a user with any new value: the pods that a proven leak stopped may run again, once it is closed.
+ANNOTATION_RELEASE: Final = f"{GROUP}/release-isolation"
 # The full name of the model that a Job serves, for people.
 ANNOTATION_MODEL: Final = f"{GROUP}/model"
 
@@ -94,6 +99,11 @@ ANNOTATION_MODEL: Final = f"{GROUP}/model"
 ANNOTATION_CLUSTER: Final = f"{GROUP}/cluster"
 ANNOTATION_ARTIFACT: Final = f"{GROUP}/artifact"
 ANNOTATION_PLACEMENT: Final = f"{GROUP}/placement"
+# Hashes of what the policies allowed when the pods were started, and of the last time that they allowed less.
+ANNOTATION_ALLOWED: Final = f"{GROUP}/allowed"
+ANNOTATION_TIGHTENED: Final = f"{GROUP}/tightened"
+# On the two Jobs of a probe and on their pods: which run they belong to.
+ANNOTATION_PROBE_RUN: Final = f"{GROUP}/probe-run"
 # On a mirror Job: which try it is. Not part of what its name is a hash of.
 ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
 
@@ -158,15 +168,20 @@ class SovereignModel(ApiModel):
 
 
 __all__ = [
+    "ANNOTATION_ALLOWED",
     "ANNOTATION_ARTIFACT",
     "ANNOTATION_ATTEMPT",
     "ANNOTATION_CLUSTER",
     "ANNOTATION_MODEL",
     "ANNOTATION_PLACEMENT",
+    "ANNOTATION_PROBE_RUN",
+    "ANNOTATION_RELEASE",
     "ANNOTATION_RENDERED",
     "ANNOTATION_RETRY",
+    "ANNOTATION_TIGHTENED",
     "API_VERSION",
     "CATEGORY",
+    "COMPONENT_CONTROL",
     "COMPONENT_HEAD",
     "COMPONENT_MIRROR",
     "COMPONENT_PEER",
@@ -181,6 +196,7 @@ __all__ = [
     "LABEL_MODEL",
     "LABEL_OWNER",
     "LABEL_OWNER_NAMESPACE",
+    "LABEL_SEALED",
     "MAX_NAME_LENGTH",
     "PLURAL",
     "RESERVED_ENGINE_ARGS",

@@ -141,6 +141,7 @@ def _pod(model: SovereignModel, config: OperatorConfig) -> Manifest:
             {
                 "name": "mirror",
                 "image": config.images.airgap,
+                "imagePullPolicy": "IfNotPresent",
                 "args": _arguments(model, config),
                 "env": home_environment(),
                 "ports": [{"name": "progress", "containerPort": PROGRESS_PORT}],

@@ -18,10 +18,10 @@ from sovereign_operator.api import (
     LABEL_MODEL,
     Device,
     SovereignModel,
-    Toleration,
 )
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.desired.network_policy import DASHBOARD_PORT, HTTP_PORT, METRICS_PORT
+from sovereign_operator.desired.probe import waiting_container
 from sovereign_operator.desired.quantity import cores, parse_cores, parse_size, rounded_up, size
 from sovereign_operator.desired.sandbox import (
     HOME,
@@ -30,6 +30,7 @@ from sovereign_operator.desired.sandbox import (
     restricted,
     serving_environment,
 )
+from sovereign_operator.desired.surroundings import on_nodes, on_worker_nodes, resolver
 from sovereign_operator.values import Artifact, Manifest, Placement
 
 MIB: Final = 1024**2
@@ -76,12 +77,11 @@ def worker_template(
     model: SovereignModel, artifact: Artifact, placement: Placement, config: OperatorConfig
 ) -> Manifest:
     """A worker: its accelerators, the whole of the weights, and the engine's processes."""
-    wish = model.spec.placement.accelerator
     ray = _ray_container(model, "ray-worker")
     ray["ports"] = _ports(metrics=METRICS_PORT, serve=HTTP_PORT)
     ray["resources"] = _worker_resources(model, artifact, placement)
     ray["readinessProbe"] = _answers(model)
-    template = _template(
+    return _template(
         model,
         config,
         COMPONENT_WORKER,
@@ -89,10 +89,6 @@ def worker_template(
         _delivery(artifact, config, config_only=False),
         rounded_up(artifact.bytes * WEIGHTS_SLACK_PERCENT // 100 + 64 * MIB, 64 * MIB),
     )
-    if wish.product is not None:
-        selector = template["spec"].get("nodeSelector", {}) | {config.product_label: wish.product}
-        template["spec"]["nodeSelector"] = dict(sorted(selector.items()))
-    return template
 
 
 def _template(
@@ -116,17 +112,18 @@ def _template(
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod_security(),
-        "initContainers": [delivery],
+        "initContainers": [*_waiting(model, config), delivery],
         "containers": [ray],
         "volumes": volumes,
     }
-    if model.spec.placement.node_selector:
-        spec["nodeSelector"] = dict(sorted(model.spec.placement.node_selector.items()))
-    if model.spec.placement.tolerations:
-        spec["tolerations"] = [_toleration(toleration) for toleration in model.spec.placement.tolerations]
-    if config.dns.cluster_ip:
-        spec |= _sealed_resolver(model, config, config.dns.cluster_ip)
+    spec |= on_worker_nodes(model, config) if component == COMPONENT_WORKER else on_nodes(model)
+    spec |= resolver(model, config)
     return {"metadata": {"labels": {LABEL_MODEL: model.name, LABEL_COMPONENT: component}}, "spec": spec}
+
+
+def _waiting(model: SovereignModel, config: OperatorConfig) -> list[Manifest]:
+    """Nothing of a model starts before its own pod was seen to be sealed, where that is required."""
+    return [waiting_container(model, config)] if config.seal == "Required" and config.probe.canary else []
 
 
 def _answers(model: SovereignModel) -> Manifest:
@@ -154,6 +151,7 @@ def _ray_container(model: SovereignModel, name: str) -> Manifest:
     return {
         "name": name,
         "image": model.spec.serving.image,
+        "imagePullPolicy": "IfNotPresent",
         "env": serving_environment(cpu=model.spec.serving.device is Device.CPU),
         "securityContext": restricted(),
         "volumeMounts": [
@@ -183,6 +181,7 @@ def _delivery(artifact: Artifact, config: OperatorConfig, *, config_only: bool) 
     return {
         "name": "weights",
         "image": config.images.airgap,
+        "imagePullPolicy": "IfNotPresent",
         "args": arguments,
         "env": offline_environment(),
         "resources": {
@@ -218,21 +217,3 @@ def _worker_resources(model: SovereignModel, artifact: Artifact, placement: Plac
 
 def _ports(**ports: int) -> list[Manifest]:
     return [{"name": name, "containerPort": port} for name, port in ports.items()]
-
-
-def _toleration(toleration: Toleration) -> Manifest:
-    rendered: Manifest = toleration.model_dump(exclude_none=True)
-    return {key: value for key, value in rendered.items() if value}
-
-
-def _sealed_resolver(model: SovereignModel, config: OperatorConfig, address: str) -> Manifest:
-    """Names from the sealed resolver only: a cluster DNS that forwards is a way out."""
-    service = f"svc.{config.cluster_domain}"
-    return {
-        "dnsPolicy": "None",
-        "dnsConfig": {
-            "nameservers": [address],
-            "searches": [f"{model.namespace}.{service}", service, config.cluster_domain],
-            "options": [{"name": "ndots", "value": "5"}],
-        },
-    }

@@ -24,18 +24,21 @@ from sovereign_serving import offline
 from sovereign_serving.arguments import parse
 from tests.conftest import Golden
 from tests.unit.operator.builders import (
+    AIRGAP_IMAGE,
+    CANARY,
     PRODUCT,
     a_config,
     a_gpu_taint,
     a_model,
     a_node,
+    a_sealing_config,
     an_artifact,
     an_example,
     the_facts,
 )
 
 EXAMPLES = ("deepseek-v3", "mistral-medium-3.5", "mistral-small-4", "mixtral-8x7b", "tiny-moe")
-EMBEDDED = a_config(productLabel="sovereign.dev/accelerator-product")
+EMBEDDED = a_sealing_config(productLabel="sovereign.dev/accelerator-product")
 
 
 def example_nodes(name: str) -> list[NodeFacts]:
@@ -51,7 +54,7 @@ def example_nodes(name: str) -> list[NodeFacts]:
 
 
 def rendered(model: SovereignModel, name: str, config: OperatorConfig | None = None) -> Manifest:
-    config = config or (EMBEDDED if name == "tiny-moe" else a_config())
+    config = config or (EMBEDDED if name == "tiny-moe" else a_sealing_config())
     placement = plan(model.spec, the_facts(name), example_nodes(name), config)
     assert isinstance(placement, Placement), placement
     return ray_service(model, an_artifact(name), placement, config)
@@ -122,8 +125,8 @@ def test_the_offline_block_is_on_head_and_workers_as_the_application_demands(nam
         offline.require(environment_of(ray), device=model.spec.serving.device.value)
         first, *_ = ray["env"]
         assert first["name"] == "POD_IP"  # $(POD_IP) sees earlier entries only
-        (delivery,) = group["template"]["spec"]["initContainers"]
-        assert offline.FIXED.items() <= environment_of(delivery).items()
+        for container in group["template"]["spec"]["initContainers"]:
+            assert offline.FIXED.items() <= environment_of(container).items()
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -163,7 +166,7 @@ def test_the_dashboard_needs_a_token_and_no_replica_lands_on_the_head(name: str)
 
 def test_weights_are_pulled_by_digest_and_the_head_takes_the_small_files_only() -> None:
     head, workers = groups_of(rendered(an_example("tiny-moe"), "tiny-moe"))
-    (small,), (whole,) = (group["template"]["spec"]["initContainers"] for group in (head, workers))
+    small, whole = (group["template"]["spec"]["initContainers"][-1] for group in (head, workers))
     reference = f"oci://sovereign-registry.sovereign-system.svc:5000/{an_artifact('tiny-moe').reference}"
     assert whole["args"] == [
         "pull",
@@ -178,6 +181,32 @@ def test_weights_are_pulled_by_digest_and_the_head_takes_the_small_files_only() 
         (ray,) = group["template"]["spec"]["containers"]
         (mount,) = [each for each in ray["volumeMounts"] if each["name"] == "weights"]
         assert mount == {"name": "weights", "mountPath": "/weights", "readOnly": True}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_no_model_pod_does_anything_before_the_seal_is_in_force_on_its_node(name: str) -> None:
+    model = an_example(name)
+    for group in groups_of(rendered(model, name)):
+        first = group["template"]["spec"]["initContainers"][0]
+        assert first["args"][:2] == ["probe", "wait"]
+        wanted = {"--canary": CANARY, "--peer": f"{model.name}-peer.{model.namespace}.svc.cluster.local"}
+        options = dict(zip(first["args"][2::2], first["args"][3::2], strict=True))
+        assert options == wanted | {"--seconds": "60", "--result-file": "/dev/termination-log"}
+        assert first["image"] == AIRGAP_IMAGE
+
+
+@pytest.mark.parametrize("changes", [{"seal": "Report"}, {"probe": {}}])
+def test_nothing_waits_for_a_seal_that_is_not_required_or_that_nobody_can_prove(
+    changes: dict[str, Any],
+) -> None:
+    for group in groups_of(rendered_for(a_model(), a_sealing_config(**changes))):
+        assert [each["name"] for each in group["template"]["spec"]["initContainers"]] == ["weights"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_image_that_is_on_the_node_is_not_pulled_again(name: str) -> None:
+    for group in groups_of(rendered(an_example(name), name)):
+        assert {each["imagePullPolicy"] for each in containers_of(group)} == {"IfNotPresent"}
 
 
 def test_weights_fit_their_volume() -> None:

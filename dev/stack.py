@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,9 @@ DEMO_REPO = "sovereign-demo/tiny-moe"
 PRODUCT_LABEL = "sovereign.dev/accelerator-product"
 HUB_TOKEN = "demo-token"  # what the hub double knows as signed in; no secret
 HUB_ENDPOINT = f"http://hub.{HUB}.svc.cluster.local:8000"
-IMAGES = ("operator", "airgap", "registry", "serving-cpu", "demo-hub")
+CHART_IMAGES = ("operator", "airgap", "registry", "coredns")
+IMAGES = (*CHART_IMAGES, "serving-cpu", "demo-hub")
+SEALED = {"sovereign.dev/sealed": "true"}
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
 
 Report = Callable[[str], None]
@@ -109,11 +111,18 @@ def remove(kind: str, report: Report, name: str = "sovereign") -> None:
     kubectl("delete", "namespace", HUB, SYSTEM, "--ignore-not-found", "--timeout=300s", timeout=320)
 
 
-def namespaces(kubectl: Kubectl, *names: str) -> None:
-    """Create namespaces labelled for restricted pod security, as they would be in production."""
+def namespaces(kubectl: Kubectl, *names: str, sealed: Sequence[str] = (MODELS,)) -> None:
+    """Create namespaces labelled for restricted pod security, as they would be in production.
+
+    Those in `sealed` carry the label that puts them under the chart's admission policies, too.
+    """
     kubectl.apply(
         *(
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": RESTRICTED}}
+            {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": name, "labels": RESTRICTED | (SEALED if name in sealed else {})},
+            }
             for name in names
         )
     )
@@ -196,17 +205,19 @@ def install_charts(target: Target, images: dict[str, str], values: Manifest | No
     """helm upgrade --install of both charts, from this repository, with `values` on top of the demo's."""
     _helm(target, "sovereign-crds", {})
     _helm(target, "sovereign-operator", {**demo_values(images), **(values or {})})
-    for workload in ("deployment/sovereign-operator", "deployment/sovereign-registry"):
-        target.kubectl("-n", SYSTEM, "rollout", "status", workload, "--timeout=180s", timeout=200)
+    for workload in ("operator", "registry", "resolver", "canary"):
+        name = f"deployment/sovereign-{workload}"
+        target.kubectl("-n", SYSTEM, "rollout", "status", name, "--timeout=180s", timeout=200)
 
 
 def demo_values(images: dict[str, str]) -> Manifest:
     return {
-        "images": {name: images[name] for name in ("operator", "airgap", "registry")},
+        "images": {name: images[name] for name in CHART_IMAGES},
         "watchNamespaces": [MODELS],
         "externalSources": {"allowed": True, "endpoint": HUB_ENDPOINT, "extraPorts": [8001]},
         "productLabel": PRODUCT_LABEL,
         "registry": {"persistence": {"enabled": False}},
+        "resolver": {"replicas": 1},
     }
 
 

@@ -26,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    names = arguments.names or ["operator", "airgap", "registry", "serving-cpu", "demo-hub"]
+    names = arguments.names or ["operator", "airgap", "registry", "coredns", "serving-cpu", "demo-hub"]
     try:
         registry = arguments.registry or _embedded_registry()
         references = build_and_push(names, registry, progress=lambda line: print(line, flush=True))

@@ -37,7 +37,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/airgap.md").read_text(encoding="utf-8")
-CARRIED = ("operator", "airgap", "registry", "pause")
+CARRIED = ("operator", "airgap", "registry", "coredns", "pause")
 TUNED = "sovereign-demo/tiny-moe-tuned"
 REGISTRY = f"sovereign-registry.{stack.SYSTEM}.svc.cluster.local:5000"
 SECONDS = 1000.0

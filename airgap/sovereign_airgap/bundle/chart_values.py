@@ -19,7 +19,7 @@ from sovereign_airgap.strict_json import Json, NotStrict
 OPERATOR_CHART = "sovereign-operator"
 CRDS_CHART = "sovereign-crds"
 # Keys below `images` in charts/sovereign-operator/values.yaml.
-_ROLES = ("operator", "airgap", "registry")
+_ROLES = ("operator", "airgap", "registry", "coredns")
 _MAX_MEMBERS = 2_000
 _MAX_UNPACKED_BYTES = 100 * 1024 * 1024
 _VALUES_BYTES = 2 * 1024 * 1024

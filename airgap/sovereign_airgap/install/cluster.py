@@ -20,6 +20,8 @@ from sovereign_airgap.install.programs import Programs
 READER, WRITER = ("sovereign-registry", 5000), ("sovereign-registry-writer", 5001)
 PUSH_SECRET = "sovereign-registry-push"  # noqa: S105  # a Secret's name
 _RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
+# Puts a namespace with models under the chart's admission policies; the operator seals in no other.
+_SEALED = {"sovereign.dev/sealed": "true"}
 _ROLLOUT_SECONDS = 600
 _CONNECT_SECONDS = 3.0
 
@@ -35,12 +37,12 @@ class Cluster:
         return bool(self._kubectl("get", "namespace", name, "--ignore-not-found", "-o", "name").strip())
 
     def make_namespace(self, name: str) -> None:
-        """Makes one that is labelled for restricted pod security; one that is there keeps its labels."""
-        manifest = {
-            "apiVersion": "v1",
-            "kind": "Namespace",
-            "metadata": {"name": name, "labels": _RESTRICTED},
-        }
+        """Makes one that is labelled for restricted pod security, and one for models as sealed.
+
+        One that is there keeps its labels: they are for whoever made it to say.
+        """
+        labels = _RESTRICTED if name == self.namespace else _RESTRICTED | _SEALED
+        manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         self.programs.run("kubectl", "create", "-f", "-", stdin=json.dumps(manifest).encode())
 
     def install(self, name: str, chart: Path, values: Sequence[Path]) -> None:

@@ -15,7 +15,7 @@ from sovereign_airgap.manifest import MAX_MANIFEST_BYTES
 from sovereign_airgap.reference import OciReference
 
 # What must be on the node before the registry can serve anything: the chart's own images.
-_ROLES = ("operator", "airgap", "registry")
+_ROLES = ("operator", "airgap", "registry", "coredns")
 _PAUSE = "pause"
 _CHART_BYTES = 20 * 1024 * 1024
 

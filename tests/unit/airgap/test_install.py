@@ -46,7 +46,7 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registry: Registry
 def a_platform(folder: Path, programs: SitePrograms, *, helm: bool = True, operator: bool = True) -> Path:
     draft = Draft(folder)
     draft.model(MODEL_ONE, COMMIT_ONE, model_files(MODEL_ONE))
-    roles = ("airgap", "registry", "serving", *(["operator"] if operator else []))
+    roles = ("airgap", "coredns", "registry", "serving", *(["operator"] if operator else []))
     for role in roles:
         draft.image(f"sovereign/{role}", layer=role.encode() * 30_000)
     draft.image("pause", "3.10", layer=b"pause")
@@ -137,6 +137,9 @@ def test_an_installation_brings_images_charts_and_the_bundle(
     assert {words[4] for words in programs.calls("ctr") if words[3] == "label"} == images
     assert programs.kept("namespaces") == ["sovereign-system", "models"]
     assert '"pod-security.kubernetes.io/enforce": "restricted"' in programs.kept("labels")[0]
+    system, models = programs.kept("labels")
+    assert "sovereign.dev/sealed" not in system, "the platform's own namespace has pods that nobody seals"
+    assert '"sovereign.dev/sealed": "true"' in models
     releases = programs.calls("helm")
     assert [words[2] for words in releases] == ["sovereign-crds", "sovereign-operator"]
     assert Path(releases[1][3]).read_bytes() == b"chart 0.1.0"
@@ -168,7 +171,7 @@ def test_a_second_installation_changes_nothing(
     assert [words for words in programs.calls("ctr") if words[3] == "import"] == imports
     assert [words for words in programs.calls("kubectl") if words[0] == "create"] == created
     said = capsys.readouterr().out
-    assert "0 images were brought, 4 were there." in said
+    assert "0 images were brought, 5 were there." in said
     assert "it was as it should be." in said
 
 

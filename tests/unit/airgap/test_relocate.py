@@ -80,7 +80,7 @@ def a_chart(draft: Draft, name: str, values: str) -> None:
 
 def a_draft(directory: Path) -> Draft:
     draft = Draft(directory)
-    for role in ("operator", "airgap", "registry", "serving"):
+    for role in ("operator", "airgap", "registry", "coredns", "serving"):
         an_image(draft, f"ghcr.io/acme/sovereign-{role}:v1")
     an_image(draft, "quay.io/kuberay/operator:v1.7.0")
     a_chart(draft, "sovereign-operator", "images: {}\n")
@@ -127,10 +127,10 @@ def digest_of(directory: Path, repository: str) -> Digest:
 # -- charts -------------------------------------------------------------------------------------------------
 
 
-def test_the_operators_chart_gets_its_three_images_by_digest(tmp_path: Path) -> None:
+def test_the_operators_chart_gets_its_images_by_digest(tmp_path: Path) -> None:
     directory = a_draft(tmp_path / "b").finish()
     values = read(relocated(directory), "values/sovereign-operator.yaml")
-    names = {role: f"acme/sovereign-{role}" for role in ("operator", "airgap", "registry")}
+    names = {role: f"acme/sovereign-{role}" for role in ("operator", "airgap", "registry", "coredns")}
     assert values == {
         "images": {
             role: f"registry.site:5000/team/{name}@{digest_of(directory, name)}"

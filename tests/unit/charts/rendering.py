@@ -79,25 +79,30 @@ def helm(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProce
     )
 
 
-def render(chart: str = "sovereign-operator", values: Mapping[str, Any] | None = None) -> Rendered:
-    return _render(chart, json.dumps(values or {}, sort_keys=True))
+def render(
+    chart: str = "sovereign-operator",
+    values: Mapping[str, Any] | None = None,
+    apis: tuple[str, ...] = (),
+) -> Rendered:
+    """`apis` are group/version/Kind that the cluster is said to have beside Kubernetes' own."""
+    return _render(chart, json.dumps(values or {}, sort_keys=True), apis)
 
 
 def refusal(values: Mapping[str, Any]) -> str:
     """What helm says to somebody who sets these values; fails when it takes them."""
-    done = _template("sovereign-operator", json.dumps(values))
+    done = _template("sovereign-operator", json.dumps(values), ())
     assert done.returncode, "helm took values that it should refuse"
     return done.stderr
 
 
 @cache
-def _render(chart: str, values: str) -> Rendered:
-    done = _template(chart, values)
+def _render(chart: str, values: str, apis: tuple[str, ...]) -> Rendered:
+    done = _template(chart, values, apis)
     assert done.returncode == 0, done.stderr
     return Rendered(tuple(m for m in yaml.load_all(done.stdout, Loader=_UniqueKeys) if m))
 
 
-def _template(chart: str, values: str) -> subprocess.CompletedProcess[str]:
+def _template(chart: str, values: str, apis: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
     defaults = ["--values", str(DIGEST_VALUES)] if chart == "sovereign-operator" else []
     return helm(
         "template",
@@ -106,6 +111,7 @@ def _template(chart: str, values: str) -> subprocess.CompletedProcess[str]:
         "--namespace",
         NAMESPACE,
         *defaults,
+        *(f"--api-versions={api}" for api in apis),
         "--values",
         "-",
         stdin=values,

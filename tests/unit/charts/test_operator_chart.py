@@ -42,8 +42,10 @@ VARIANTS: dict[str, Manifest] = {
     "external sources": {
         "externalSources": {"allowed": True, "endpoint": "http://hub.lab:8000", "extraPorts": [8001]}
     },
+    "no resolver": {"resolver": {"enabled": False}},
     "everything set": {
         "images": {"pullSecrets": ["pull"]},
+        "resolver": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}]},
         "operator": {
             "nodeSelector": {"a": "b"},
             "tolerations": [{"operator": "Exists"}],
@@ -95,10 +97,9 @@ def test_the_configuration_says_what_the_values_say() -> None:
 
 def test_defaults_of_the_chart_are_defaults_of_the_operator() -> None:
     """A value that is missing from the file must not mean something else than the chart's default."""
-    config = parse_config(render().config())
+    config = parse_config(render(values={"resolver": {"enabled": False}}).config())
     bare = parse_config(yaml.safe_dump({"registry": {"host": "h", "writer": "w"}, "images": {"airgap": "a"}}))
     for field in (
-        "seal",
         "product_label",
         "kuberay",
         "dns",
@@ -148,7 +149,7 @@ def test_every_pod_is_restricted(rendered: Rendered) -> None:
         assert context["runAsNonRoot"] is True, name
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}, name
         assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys(), name
-        for volume in pod["volumes"]:
+        for volume in pod.get("volumes", []):
             assert volume.keys() - {"name"} <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}, (
                 name
             )
@@ -162,9 +163,10 @@ def test_every_pod_is_restricted(rendered: Rendered) -> None:
             assert {"requests", "limits"} <= container["resources"].keys(), (name, container["name"])
 
 
-def test_only_the_operator_has_a_token(rendered: Rendered) -> None:
+def test_only_the_operator_and_the_resolver_have_a_token(rendered: Rendered) -> None:
     for name, pod in rendered.pod_specs():
-        assert pod["automountServiceAccountToken"] is (name == "sovereign-operator"), name
+        asks_the_api = name in ("sovereign-operator", "sovereign-resolver")
+        assert pod["automountServiceAccountToken"] is asks_the_api, name
 
 
 def test_every_image_is_pinned(rendered: Rendered) -> None:
@@ -196,6 +198,11 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a misspelt key": ({"watchNamespace": ["models"]}, "watchNamespace"),
     "no namespace to watch": ({"watchNamespaces": []}, "watchNamespaces"),
     "no operator image": ({"images": {"operator": ""}}, "images.operator is needed"),
+    "no resolver image": ({"images": {"coredns": ""}}, "images.coredns is needed"),
+    "no address for the resolver and no cluster to ask": (
+        {"resolver": {"clusterIp": ""}},
+        "resolver.clusterIp is needed",
+    ),
     "no registry image": ({"images": {"registry": ""}}, "images.registry is needed"),
     "a push secret without its other half": ({"registry": {"pushSecret": "push"}}, "go together"),
     "an own registry without its address": ({"registry": {"enabled": False}}, "host"),

@@ -40,6 +40,8 @@ def roles_of_the_operator(rendered: Rendered) -> list[tuple[str | None, Manifest
     subject = {"kind": "ServiceAccount", "name": "sovereign-operator", "namespace": NAMESPACE}
     bound: list[tuple[str | None, Manifest]] = []
     for binding in [*rendered.of("RoleBinding"), *rendered.of("ClusterRoleBinding")]:
+        if binding["metadata"]["name"] == "sovereign-resolver":
+            continue
         assert binding["subjects"] == [subject]
         namespace = binding["metadata"].get("namespace")
         reference = binding["roleRef"]

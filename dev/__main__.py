@@ -9,7 +9,7 @@ import sys
 
 # Where each subcommand lives; only the one that was asked for is imported.
 SUBCOMMANDS = {
-    "cluster": ("dev.cluster.command", "the embedded cluster: up, down, status, env"),
+    "cluster": ("dev.cluster.command", "the embedded cluster: up, down, status, env, policies"),
     "binaries": ("dev.binaries", "build programs into the cache"),
     "images": ("dev.images", "build container images and push them to the embedded cluster's registry"),
     "hub": ("dev.hub", "a model hub over a folder"),

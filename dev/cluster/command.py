@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m dev cluster up | down | status | env`."""
+"""`python -m dev cluster up | down | status | env | policies`."""
 
 from __future__ import annotations
 
@@ -23,12 +23,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ("down", _down, "end everything it started and remove its folder"),
         ("status", _status, "what runs; exit 1 if the API does not answer"),
         ("env", _env, 'print shell exports: eval "$(python -m dev cluster env)"'),
+        ("policies", _policies, "enforce network policies on the node, or enforce nothing"),
     ):
         verb = verbs.add_parser(name, help=summary, description=summary)
         verb.add_argument("--name", default=DEFAULT_NAME, help=f"default: {DEFAULT_NAME}")
         verb.set_defaults(run=_reporting_errors(run))
         if name == "up":
             verb.add_argument("--node", action="store_true", help="with a node that runs pods (root, Linux)")
+            verb.add_argument(
+                "--no-policies", action="store_true", help="the node enforces no network policy"
+            )
+        if name == "policies":
+            verb.add_argument("state", choices=("on", "off"))
 
 
 def _reporting_errors(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -57,7 +63,8 @@ def _up(arguments: argparse.Namespace) -> int:
         print(f"kubeconfig: {kind.up(arguments.name, _say)}")
         return 0
     started = time.monotonic()
-    cluster = up(arguments.name, node=arguments.node, progress=_say)
+    policies = False if arguments.no_policies else None
+    cluster = up(arguments.name, node=arguments.node, progress=_say, policies=policies)
     print(f"cluster {cluster.name} is up after {time.monotonic() - started:.1f} s")
     print(f"kubeconfig: {cluster.kubeconfig}")
     if cluster.settings.node:
@@ -88,6 +95,19 @@ def _status(arguments: argparse.Namespace) -> int:
     for part in parts:
         print(f"{part.name:<26} {'running' if part.alive else 'down':<8} {part.detail}")
     return 0 if parts[0].alive else 1
+
+
+def _policies(arguments: argparse.Namespace) -> int:
+    cluster = state.load(arguments.name)
+    if cluster is None or not cluster.settings.node:
+        raise ClusterError(
+            f"There is no cluster {arguments.name} with a node; `python -m dev cluster up --node` starts one."
+        )
+    from dev import policy
+
+    (policy.start if arguments.state == "on" else policy.stop)(cluster)
+    print(f"network policies are {'enforced' if arguments.state == 'on' else 'not enforced'}")
+    return 0
 
 
 def _env(arguments: argparse.Namespace) -> int:

@@ -18,10 +18,17 @@ DEFAULT_NAME = "sovereign"
 Report = Callable[[str], None]
 
 
-def up(name: str = DEFAULT_NAME, node: bool = False, progress: Report | None = None) -> Cluster:
+def up(
+    name: str = DEFAULT_NAME,
+    node: bool = False,
+    progress: Report | None = None,
+    policies: bool | None = None,
+) -> Cluster:
     """Start what does not run yet and return when the cluster (and its node) is ready for pods.
 
     A control plane without a node is restarted when it is to get one. Leftovers of a crash are cleaned first.
+    `policies` says whether the node enforces network policies; None keeps what was chosen before, and a new
+    node enforces them.
     """
     report = progress or (lambda _: None)
     if node:
@@ -37,7 +44,7 @@ def up(name: str = DEFAULT_NAME, node: bool = False, progress: Report | None = N
         if cluster.settings.node:
             from dev.cluster import node as nodes
 
-            nodes.prepare(cluster, report)
+            nodes.prepare(cluster, report, policies)
         report("control plane")
         cluster = control_plane.start(cluster)
         if cluster.settings.node:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pod bridge, and the rules that keep pods on this machine. Both exist before the first pod does.
 
-The bridge is the only link we make. Forwarding is switched on for it alone, never for the machine, so that a
-laptop with a cluster on it does not become a router.
+Forwarding is switched on for the bridge and for the link to `dev.outside` alone, never for the machine, so
+that a laptop with a cluster on it does not become a router.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import subprocess
 from pathlib import Path
 
 from dev.cluster.errors import ClusterError
-from dev.cluster.state import NODE_IP, POD_CIDR, SERVICE_CIDR, Cluster
+from dev.cluster.state import KUBELET_PORT, NODE_IP, NODE_IP6, POD_CIDR, POD_CIDR6, SERVICE_CIDR, Cluster
 
 BRIDGE = "sovereign0"
+# The way to the stand-in for the world (dev.outside). The guard knows it before it exists.
+OUTSIDE_LINK = "sovereign-out"
 # Tables that a node's programs make under fixed names; ours to remove, because the claim on the bridge says
 # that no other cluster of ours runs, and `claim` refuses a machine that had them before.
 PROXY_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"), ("inet", "cni_hostport"))
@@ -34,16 +36,16 @@ def claim(cluster: Cluster) -> None:
         )
     if _LINK.exists():
         # A cluster of ours whose folder is gone; what it has left under fixed names is nobody's now.
-        _run("ip", "link", "delete", BRIDGE)
+        run("ip", "link", "delete", BRIDGE)
         _delete_proxy_tables()
     for family, table in PROXY_TABLES:
-        if _table_exists(family, table):
+        if table_exists(family, table):
             raise ClusterError(
                 f"This machine has an nftables table `{family} {table}`, so it seems to be a Kubernetes node "
                 "already; use another machine, or remove the table if nothing needs it "
                 f"(`nft delete table {family} {table}`)."
             )
-    for route in json.loads(_run("ip", "-j", "-4", "route", "show") or "[]"):
+    for route in json.loads(run("ip", "-j", "-4", "route", "show") or "[]"):
         destination = "0.0.0.0/32" if route["dst"] == "default" else route["dst"]
         for ours in (POD_CIDR, SERVICE_CIDR):
             if ipaddress.ip_network(destination, strict=False).overlaps(ipaddress.ip_network(ours)):
@@ -68,39 +70,75 @@ def table_of(cluster: Cluster) -> str:
 
 def set_up(cluster: Cluster) -> None:
     """Guard first, then the bridge: there is no moment in which a pod could have got out."""
-    _run("nft", "-f", "-", stdin=guard(table_of(cluster), cluster.api_port))
+    run("nft", "-f", "-", stdin=guard(table_of(cluster), cluster.api_port))
     if not _LINK.exists():
-        _run("ip", "link", "add", BRIDGE, "type", "bridge")
-    _run("ip", "link", "set", BRIDGE, "alias", str(cluster.state_dir))
-    _run("ip", "addr", "replace", f"{NODE_IP}/{POD_CIDR.rpartition('/')[2]}", "dev", BRIDGE)
-    for key, value in (("ipv6/conf", ("disable_ipv6", "1")), ("ipv4/conf", ("forwarding", "1"))):
-        knob = Path("/proc/sys/net") / key / BRIDGE / value[0]
-        if knob.exists():  # a kernel without IPv6 has no such file
-            knob.write_text(value[1])
-    _run("ip", "link", "set", BRIDGE, "up")
+        run("ip", "link", "add", BRIDGE, "type", "bridge")
+    run("ip", "link", "set", BRIDGE, "alias", str(cluster.state_dir))
+    _filter_bridged_packets()
+    route_only(BRIDGE)
+    run("ip", "addr", "replace", f"{NODE_IP}/{POD_CIDR.rpartition('/')[2]}", "dev", BRIDGE)
+    if has_ipv6():
+        length = POD_CIDR6.rpartition("/")[2]
+        run("ip", "addr", "replace", f"{NODE_IP6}/{length}", "dev", BRIDGE, "nodad")
+    run("ip", "link", "set", BRIDGE, "up")
     # A machine without a default route reaches services too, and with the bridge's address as its own.
-    _run("ip", "route", "replace", SERVICE_CIDR, "dev", BRIDGE, "src", NODE_IP)
+    run("ip", "route", "replace", SERVICE_CIDR, "dev", BRIDGE, "src", NODE_IP)
+
+
+def _filter_bridged_packets() -> None:
+    """Hand what pods send one another to the rules: without this, only what is routed would be seen."""
+    if not Path("/proc/sys/net/bridge").exists():  # a module here, built in elsewhere
+        subprocess.run(["modprobe", "br_netfilter"], capture_output=True, check=False)
+    if not Path("/proc/sys/net/bridge").exists():
+        raise ClusterError(
+            "The kernel does not filter bridged packets (no /proc/sys/net/bridge), so network policies could "
+            "not hold between pods; load the module br_netfilter, or use a kernel that has it."
+        )
+    run("ip", "link", "set", BRIDGE, "type", "bridge", "nf_call_iptables", "1", "nf_call_ip6tables", "1")
+
+
+def has_ipv6() -> bool:
+    return Path("/proc/sys/net/ipv6/conf").exists()
+
+
+def route_only(link: str) -> None:
+    """Forward what comes in on this link, and believe no router announcement from it."""
+    knobs = {"ipv4": {"forwarding": 1}, "ipv6": {"disable_ipv6": 0, "accept_ra": 0, "force_forwarding": 1}}
+    for family, values in knobs.items():
+        for name, value in values.items():
+            knob = Path("/proc/sys/net") / family / "conf" / link / name
+            if knob.exists():  # no IPv6 in some kernels; forwarding of single links only since 6.17
+                knob.write_text(str(value))
 
 
 def guard(table: str, api_port: int) -> str:
-    """The rule set: pods talk to pods and to the API, nothing from outside talks to pods. Repeatable."""
+    """The rule set: pods talk to pods, to the API and to the stand-in for the world. Repeatable."""
+    neighbours = "nd-neighbor-solicit, nd-neighbor-advert"
     return f"""
         table inet {table} {{}}
         delete table inet {table}
         table inet {table} {{
-            set host_ports {{ type inet_service; elements = {{ {api_port} }} }}
+            set host_ports {{ type inet_service; elements = {{ {api_port}, {KUBELET_PORT} }} }}
             chain forward {{
                 type filter hook forward priority filter - 10; policy accept;
+                iifname "{BRIDGE}" oifname "{OUTSIDE_LINK}" accept
+                iifname "{OUTSIDE_LINK}" oifname "{BRIDGE}" ct state established,related accept
                 iifname "{BRIDGE}" oifname != "{BRIDGE}" counter drop comment "pods stay on this machine"
                 iifname != "{BRIDGE}" oifname "{BRIDGE}" counter drop comment "nothing outside reaches pods"
+                iifname "{OUTSIDE_LINK}" counter drop comment "that world ends here"
+                oifname "{OUTSIDE_LINK}" counter drop
             }}
             chain input {{
                 type filter hook input priority filter - 10; policy accept;
-                iifname "{BRIDGE}" ct state established,related accept
+                iifname {{ "{BRIDGE}", "{OUTSIDE_LINK}" }} ct state established,related accept
+                iifname {{ "{BRIDGE}", "{OUTSIDE_LINK}" }} icmpv6 type {{ {neighbours} }} accept
                 iifname "{BRIDGE}" ip protocol icmp accept
+                iifname "{BRIDGE}" icmpv6 type echo-request accept
                 iifname "{BRIDGE}" tcp dport @host_ports accept
                 iifname "{BRIDGE}" counter drop comment "no way out through a program on this machine"
+                iifname "{OUTSIDE_LINK}" counter drop
                 iifname != {{ "lo", "{BRIDGE}" }} ip daddr {POD_CIDR} counter drop
+                iifname != {{ "lo", "{BRIDGE}" }} ip6 daddr {POD_CIDR6} counter drop
                 iifname != {{ "lo", "{BRIDGE}" }} tcp dport {api_port} counter drop
             }}
         }}
@@ -109,41 +147,53 @@ def guard(table: str, api_port: int) -> str:
 
 def open_host_port(cluster: Cluster, port: int) -> None:
     """Let pods reach a program on this machine (at the node's address) on one TCP port more."""
-    _run("nft", "add", "element", "inet", table_of(cluster), "host_ports", f"{{ {port} }}")
+    run("nft", "add", "element", "inet", table_of(cluster), "host_ports", f"{{ {port} }}")
 
 
 def tear_down(cluster: Cluster) -> None:
     """Remove the bridge if it is ours, the proxy's tables, and the guard as the very last."""
     alias = _LINK / "ifalias"
     if alias.exists() and alias.read_text().strip() in ("", str(cluster.state_dir)):
-        _run("ip", "link", "delete", BRIDGE)
+        run("ip", "link", "delete", BRIDGE)
         _delete_proxy_tables()
-    if _table_exists("inet", table_of(cluster)):
-        _run("nft", "delete", "table", "inet", table_of(cluster))
+    delete_table("inet", table_of(cluster))
 
 
 def _delete_proxy_tables() -> None:
     for family, table in PROXY_TABLES:
-        if _table_exists(family, table):
-            _run("nft", "delete", "table", family, table)
+        delete_table(family, table)
 
 
-def _table_exists(family: str, table: str) -> bool:
+def delete_table(family: str, table: str) -> None:
+    """Harmless where there is none."""
+    if table_exists(family, table):
+        run("nft", "delete", "table", family, table)
+
+
+def table_exists(family: str, table: str) -> bool:
     listed = subprocess.run(
         ["nft", "list", "tables", family], capture_output=True, text=True, check=False
     ).stdout
     return f"table {family} {table}" in listed.splitlines()
 
 
-def _run(*command: str, stdin: str | None = None) -> str:
+def run(*command: str, stdin: str | None = None) -> str:
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ClusterError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
     return done.stdout
 
 
-def plugin_configuration(folder: Path) -> str:
-    """CNI: addresses from `folder`, a port on the bridge; no gateway: that would switch on forwarding."""
+def plugin_configuration(folder: Path, chained: dict[str, str]) -> str:
+    """CNI: addresses from `folder`, a port on the bridge, then the `chained` plugin as the last.
+
+    No gateway: that would switch on forwarding.
+    """
+    ranges = [[{"subnet": POD_CIDR, "rangeStart": "10.244.0.10", "gateway": NODE_IP}]]
+    routes = [{"dst": "0.0.0.0/0"}]
+    if has_ipv6():
+        ranges.append([{"subnet": POD_CIDR6, "rangeStart": "fd00:10:244::10", "gateway": NODE_IP6}])
+        routes.append({"dst": "::/0"})
     return json.dumps(
         {
             "cniVersion": "1.0.0",
@@ -156,8 +206,8 @@ def plugin_configuration(folder: Path) -> str:
                     "hairpinMode": True,
                     "ipam": {
                         "type": "host-local",
-                        "ranges": [[{"subnet": POD_CIDR, "rangeStart": "10.244.0.10", "gateway": NODE_IP}]],
-                        "routes": [{"dst": "0.0.0.0/0"}],
+                        "ranges": ranges,
+                        "routes": routes,
                         "dataDir": str(folder),
                     },
                 },
@@ -167,6 +217,7 @@ def plugin_configuration(folder: Path) -> str:
                     "snat": False,
                     "backend": "nftables",
                 },
+                chained,
             ],
         },
         indent=1,

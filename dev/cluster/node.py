@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node: registry, containerd, kubelet and kube-proxy on this machine as root, and cluster DNS as a pod.
 
+Beside it two doubles: one enforces network policies (dev.policy), one is the world outside (dev.outside).
+
 One node cluster at a time on a machine (the bridge, the pod range and kube-proxy's tables have one owner);
 control planes without a node may run beside it in any number.
 """
@@ -17,15 +19,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from dev import outside, policy
 from dev.binaries import binary
 from dev.cluster import control_plane, dns, network, runtime, shelf
 from dev.cluster.control_plane import ENVIRONMENT, free_port, kubeconfig_of
 from dev.cluster.errors import ClusterError
 from dev.cluster.process import awaited
-from dev.cluster.state import DNS_SERVICE_IP, DOMAIN, NODE_IP, NODE_NAME, POD_CIDR, Cluster
+from dev.cluster.state import DNS_SERVICE_IP, DOMAIN, KUBELET_PORT, NODE_IP, NODE_NAME, POD_CIDR, Cluster
 
-# Ended in this order: nobody restarts what was ended before it.
-PROCESSES = ("kubelet", "kube-proxy", "containerd", "image-registry")
+# Ended in this order: nobody restarts what was ended before it, and no pod runs without its policies.
+PROCESSES = ("kubelet", "kube-proxy", "containerd", "image-registry", policy.PROCESS, outside.PROCESS)
 # Stands for the accelerator: the scheduler counts it and the product label pins workers, as on real nodes.
 ACCELERATORS = {"sovereign.dev/accelerator": "8"}
 LABELS = {"sovereign.dev/accelerator-product": "Embedded-CPU"}
@@ -38,6 +41,7 @@ TOOLS = {
     "ip": "iproute2",
     "conntrack": "conntrack",
     "umount": "util-linux",
+    "nsenter": "util-linux",
 }
 # The kubelet sets these and never sets them back; `down` does.
 _TUNABLES = ("vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops")
@@ -66,8 +70,11 @@ def refuse_where_impossible() -> None:
         raise ClusterError(reason)
 
 
-def prepare(cluster: Cluster, report: Callable[[str], None]) -> None:
-    """Before the control plane: claim the machine, and clean what a crash has left if containerd is gone."""
+def prepare(cluster: Cluster, report: Callable[[str], None], policies: bool | None = None) -> None:
+    """Before the control plane: claim the machine, and clean what a crash has left if containerd is gone.
+
+    `policies` chooses whether the node enforces network policies; None keeps what was chosen before.
+    """
     refuse_where_impossible()
     network.claim(cluster)
     runtime.folder(cluster).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -77,15 +84,21 @@ def prepare(cluster: Cluster, report: Callable[[str], None]) -> None:
         for name in PROCESSES:
             cluster.processes.end(name)
         runtime.remove_containers(cluster)
+        outside.clean()
         shelf.take(cluster)
+    outside.refuse_where_taken()
+    if policies is not None:
+        policy.choose(cluster, enforced=policies)
     _record_tunables(cluster)
 
 
 def start(cluster: Cluster, report: Callable[[str], None]) -> Cluster:
     """Start what does not run; return when the node is Ready, carries its accelerators, and DNS answers."""
     network.set_up(cluster)
+    outside.start(cluster)
     cluster = _with_registry_port(cluster)
     runtime.start_registry(cluster)
+    policy.resume(cluster)
     report("containerd")
     runtime.start_containerd(cluster)
     report("kubelet and kube-proxy")
@@ -101,7 +114,7 @@ def start(cluster: Cluster, report: Callable[[str], None]) -> Cluster:
 
 def stop(cluster: Cluster) -> None:
     """End the node's processes and its pods, and put the machine back as it was; harmless when repeated."""
-    starters, storage = PROCESSES[:2], PROCESSES[2:]
+    starters, storage = PROCESSES[:2], PROCESSES[2:4]
     for name in starters:
         cluster.processes.end(name)
     reusable = shelf.empty(cluster)
@@ -110,6 +123,8 @@ def stop(cluster: Cluster) -> None:
     runtime.remove_containers(cluster)
     if reusable:
         shelf.put_back(cluster)
+    policy.stop(cluster)
+    outside.stop(cluster)
     network.tear_down(cluster)
     for link in _CONTAINER_LOGS.glob("*.log"):
         if link.is_symlink() and cluster.state_dir in link.readlink().parents:
@@ -138,7 +153,7 @@ def _start_kubelet(cluster: Cluster) -> None:
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "address": NODE_IP,
-        "port": free_port(),
+        "port": KUBELET_PORT,
         "readOnlyPort": 0,
         "healthzPort": 0,
         "authentication": {

@@ -13,6 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from dev import policy
 from dev.binaries import CNI_PLUGINS, binary
 from dev.cluster import network
 from dev.cluster.control_plane import ENVIRONMENT
@@ -104,7 +105,9 @@ def _place_plugins(cluster: Cluster) -> None:
         (plugins / name).unlink(missing_ok=True)
         (plugins / name).symlink_to(binary(name))
     (networks / "10-sovereign.conflist").write_text(
-        network.plugin_configuration(folder(cluster) / "cni" / "addresses")
+        network.plugin_configuration(
+            folder(cluster) / "cni" / "addresses", policy.place_plugin(cluster, plugins)
+        )
     )
 
 
@@ -187,6 +190,7 @@ def remove_containers(cluster: Cluster) -> None:
             path.rmdir()
     shutil.rmtree(_running(cluster), ignore_errors=True)
     shutil.rmtree(folder(cluster) / "cni" / "addresses", ignore_errors=True)
+    policy.forget_sandboxes(cluster)
 
 
 def _container_ids(cluster: Cluster) -> set[str]:

@@ -20,6 +20,9 @@ from dev.paths import state_root
 POD_CIDR, SERVICE_CIDR = "10.244.0.0/16", "10.96.0.0/16"
 # The pod bridge's own address: the node's address too, so that nothing hangs on the machine's network.
 NODE_IP, API_SERVICE_IP, DNS_SERVICE_IP = "10.244.0.1", "10.96.0.1", "10.96.0.10"
+# A second address for each pod, so that IPv6 is a way that can be open or closed; services have none.
+POD_CIDR6, NODE_IP6 = "fd00:10:244::/64", "fd00:10:244::1"
+KUBELET_PORT = 10250
 DOMAIN = "cluster.local"
 NODE_NAME = "embedded"
 

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A test double of a network plugin that enforces NetworkPolicy, not a network plugin: for the embedded node.
+
+The node's bridge enforces nothing, which is one lane of the tests. This is the other: a host process that
+renders all policies as one nftables table, and a CNI plugin that holds every pod back until its rules are in.
+It follows NetworkPolicy in what pods can see; it does not keep a pod from borrowing its neighbour's address
+(no pod here may send raw packets), and connections that exist survive a policy that forbids new ones.
+
+    world, selection, rules     pure: what is, who is meant, which rules follow
+    api, agent                  lists and watches, the loop, the answers to the plugin
+    cni_plugin                  runs alone, at each sandbox's start and end
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dev.cluster import network
+from dev.cluster.errors import ClusterError
+from dev.cluster.process import awaited
+
+if TYPE_CHECKING:
+    from dev.cluster import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+PROCESS = "policy-agent"
+READY_SECONDS = 30.0
+
+
+def folder(cluster: Cluster) -> Path:
+    """What the CNI plugin and the agent share. Short: a socket's name has 107 bytes."""
+    return cluster.state_dir / "policy"
+
+
+def table_of(cluster: Cluster) -> str:
+    """The nftables table (family inet) that holds the rules; a dot, because no cluster's name has one."""
+    return f"{network.table_of(cluster)}.policy"
+
+
+def start(cluster: Cluster, lag_seconds: float = 0.0) -> None:
+    """Enforce policies; returns when they are in force. New pods stay open for `lag_seconds`, as they do with
+    a plugin that is late."""
+    choose(cluster, enforced=True, lag_seconds=lag_seconds)
+    resume(cluster)
+
+
+def stop(cluster: Cluster) -> None:
+    """Enforce nothing from now on, until `start`: what a bridge without a network plugin does."""
+    choose(cluster, enforced=False)
+    resume(cluster)
+
+
+def running(cluster: Cluster) -> bool:
+    """Whether the agent's process is alive; its rules stay in the kernel when it is killed."""
+    process = cluster.processes.find(PROCESS)
+    return process is not None and process.alive
+
+
+def resume(cluster: Cluster) -> None:
+    """Do what was last chosen with `start` or `stop`; a new cluster enforces. Before the first pod."""
+    wanted = _wanted(cluster)
+    choose(cluster, bool(wanted["enforced"]), float(wanted["lagSeconds"]))
+    if not wanted["enforced"]:
+        cluster.processes.end(PROCESS)
+        remove(cluster)
+        return
+    command = [sys.executable, "-m", "dev.policy", "--cluster", cluster.name]
+    command += ["--lag-seconds", str(float(wanted["lagSeconds"]))]
+    process = cluster.processes.find(PROCESS)
+    if process and process.alive and process.argv != tuple(command):
+        cluster.processes.end(PROCESS)  # its rules stay in force until the next one replaces them
+    cluster.run_process(PROCESS, command, env={"PYTHONPATH": str(ROOT)})
+    if not awaited(lambda: _answers(cluster), READY_SECONDS):
+        process = cluster.processes.find(PROCESS)
+        words = process.last_words() if process else ""
+        raise ClusterError(
+            f"The policy agent has no rules in force after {READY_SECONDS:.0f} s; its last words:\n{words}"
+        )
+
+
+def remove(cluster: Cluster) -> None:
+    """Take the table out of the kernel; harmless where there is none."""
+    network.delete_table("inet", table_of(cluster))
+
+
+def _answers(cluster: Cluster) -> bool:
+    """Whether a round that began after this question ended well."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(READY_SECONDS)
+        try:
+            asking.connect(str(folder(cluster) / "agent.sock"))
+            asking.sendall(b"{}\n")
+            return asking.recv(4096).strip() == b"{}"
+        except OSError:
+            return False
+
+
+def choose(cluster: Cluster, enforced: bool, lag_seconds: float = 0.0) -> None:
+    """Write down what `resume` does, and whether the CNI plugin waits for the agent."""
+    place = folder(cluster) / "wanted.json"
+    place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = place.with_suffix(".partial")
+    partial.write_text(json.dumps({"enforced": enforced, "lagSeconds": lag_seconds}))
+    partial.rename(place)
+
+
+def _wanted(cluster: Cluster) -> dict[str, float | bool]:
+    try:
+        wanted: dict[str, float | bool] = json.loads((folder(cluster) / "wanted.json").read_text())
+    except FileNotFoundError:
+        return {"enforced": True, "lagSeconds": 0.0}
+    return wanted
+
+
+def place_plugin(cluster: Cluster, plugins: Path) -> dict[str, str]:
+    """Put the CNI plugin where containerd looks, as a copy (a checkout may go first); its configuration."""
+    name = "sovereign-policy"
+    code = plugins / f".{name}.py"
+    code.write_text((Path(__file__).parent / "cni_plugin.py").read_text())
+    program = plugins / name
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{code}"\n')
+    program.chmod(0o755)
+    return {"type": name, "folder": str(folder(cluster))}
+
+
+def forget_sandboxes(cluster: Cluster) -> None:
+    """After every sandbox was removed without the plugin: their addresses are nobody's now."""
+    shutil.rmtree(folder(cluster) / "sandboxes", ignore_errors=True)
+
+
+__all__ = [
+    "choose",
+    "folder",
+    "forget_sandboxes",
+    "place_plugin",
+    "remove",
+    "resume",
+    "running",
+    "start",
+    "stop",
+    "table_of",
+]

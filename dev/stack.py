@@ -204,7 +204,7 @@ def _hub_manifests(image: str) -> list[Manifest]:
 def install_charts(target: Target, images: dict[str, str], values: Manifest | None = None) -> None:
     """helm upgrade --install of both charts, from this repository, with `values` on top of the demo's."""
     _helm(target, "sovereign-crds", {})
-    _helm(target, "sovereign-operator", {**demo_values(images), **(values or {})})
+    _helm(target, "sovereign-operator", {**demo_values(images), **site_values(target), **(values or {})})
     for workload in ("operator", "registry", "resolver", "canary"):
         name = f"deployment/sovereign-{workload}"
         target.kubectl("-n", SYSTEM, "rollout", "status", name, "--timeout=180s", timeout=200)
@@ -218,6 +218,18 @@ def demo_values(images: dict[str, str]) -> Manifest:
         "productLabel": PRODUCT_LABEL,
         "registry": {"persistence": {"enabled": False}},
         "resolver": {"replicas": 1},
+    }
+
+
+def site_values(target: Target) -> Manifest:
+    """What only the embedded cluster has: an API server on a port of its own, and an outside to try."""
+    if target.cluster is None:
+        return {}
+    from dev import outside
+
+    return {
+        "networkPolicies": {"apiServer": {"ports": [443, 6443, target.cluster.api_port]}},
+        "probe": {"targets": outside.PROBE_TARGETS},
     }
 
 

@@ -197,7 +197,7 @@ def test_parts_are_installed_without_joining_them(
 ) -> None:
     split(bundle, tmp_path / "parts", 20_000)
     assert install("--step", "images", path=tmp_path / "parts") == 0
-    assert len({line.split()[2] for line in programs.kept("images")}) == 4
+    assert len({line.split()[2] for line in programs.kept("images")}) == 5
 
 
 def test_the_pause_image_also_has_the_name_that_containerd_asks_for(

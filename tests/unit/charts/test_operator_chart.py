@@ -60,7 +60,8 @@ VARIANTS: dict[str, Manifest] = {
             "verification": {"enabled": True, "repair": True},
             "pruning": {"enabled": True},
         },
-        "seal": "Required",
+        "seal": "Report",
+        "probe": {"timeoutSeconds": 0.5, "targets": []},
     },
 }
 
@@ -82,7 +83,8 @@ def test_the_configuration_says_what_the_values_say() -> None:
     )
     assert config.watch_namespaces == ("a", "b")
     assert config.prometheus.namespace == "monitoring"
-    assert config.seal == "Required"
+    assert config.seal == "Report"
+    assert (config.probe.timeout_seconds, config.probe.targets) == (0.5, ())
     assert config.registry.push_secret == "push"
     assert config.registry_pods.namespace == NAMESPACE
 
@@ -100,6 +102,7 @@ def test_defaults_of_the_chart_are_defaults_of_the_operator() -> None:
     config = parse_config(render(values={"resolver": {"enabled": False}}).config())
     bare = parse_config(yaml.safe_dump({"registry": {"host": "h", "writer": "w"}, "images": {"airgap": "a"}}))
     for field in (
+        "seal",
         "product_label",
         "kuberay",
         "dns",
@@ -108,6 +111,8 @@ def test_defaults_of_the_chart_are_defaults_of_the_operator() -> None:
         "resync_seconds",
     ):
         assert getattr(config, field) == getattr(bare, field), field
+    for field in ("interval_seconds", "timeout_seconds", "settle_seconds", "deadline_seconds"):
+        assert getattr(config.probe, field) == getattr(bare.probe, field), field
     assert config.external_sources == bare.external_sources
     assert config.registry.push_secret == bare.registry.push_secret
     assert config.registry_pods.labels == bare.registry_pods.labels
@@ -134,7 +139,7 @@ def test_a_changed_configuration_restarts_the_operator() -> None:
         return str(template["metadata"]["annotations"]["checksum/config"])
 
     assert checksum({}) == checksum({"operator": {"podAnnotations": {"a": "b"}}})
-    assert checksum({}) != checksum({"seal": "Required"})
+    assert checksum({}) != checksum({"seal": "Report"})
 
 
 def test_there_is_one_operator_and_never_two() -> None:
@@ -197,6 +202,10 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
     "a tag instead of a digest": ({"images": {"operator": "registry.example/operator:v1"}}, "operator"),
     "a misspelt key": ({"watchNamespace": ["models"]}, "watchNamespace"),
     "no namespace to watch": ({"watchNamespaces": []}, "watchNamespaces"),
+    "a target that nobody knows how to try": (
+        {"probe": {"targets": [{"name": "x", "protocol": "SCTP", "address": "192.0.2.1"}]}},
+        "protocol",
+    ),
     "no operator image": ({"images": {"operator": ""}}, "images.operator is needed"),
     "no resolver image": ({"images": {"coredns": ""}}, "images.coredns is needed"),
     "no address for the resolver and no cluster to ask": (

@@ -120,6 +120,27 @@ def test_the_canary_is_for_everybody_and_calls_nobody() -> None:
     assert service["ipFamilyPolicy"] == "PreferDualStack"
 
 
+def test_the_operator_is_told_the_canary_and_what_to_try() -> None:
+    values = {"clusterDomain": "lab.internal"}
+    rendered = render(values=values)
+    probe = parse_config(rendered.config()).probe
+    service = rendered.one("Service", "sovereign-canary")["metadata"]
+    assert probe.canary == f"{service['name']}.{service['namespace']}.svc.lab.internal"
+    [metadata] = [target.target() for target in probe.targets]
+    assert (metadata.name, metadata.address, metadata.port) == ("metadata", "169.254.169.254", 80)
+
+
+def test_a_site_names_its_own_ways_out() -> None:
+    targets = [
+        {"name": "proxy", "protocol": "TCP", "address": "192.0.2.8", "port": 3128},
+        {"name": "name", "protocol": "RESOLVE", "query": "probe.example"},
+        {"name": "ping", "protocol": "ICMP", "address": "2001:db8::1"},
+        {"name": "dns", "protocol": "DNS", "address": "192.0.2.53", "port": 53, "query": "probe.example"},
+    ]
+    found = parse_config(render(values={"probe": {"targets": targets}}).config()).probe.targets
+    assert [target.target().as_json() for target in found] == targets
+
+
 def test_the_canary_is_none_of_the_sealed_set() -> None:
     labels = pod(render(), "sovereign-canary")["metadata"]["labels"]
     assert "sovereign.dev/model" not in labels

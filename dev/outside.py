@@ -118,6 +118,9 @@ def _make_link() -> None:
     inside = ("ip", "-n", NAMESPACE)
     network.route_only(OUTSIDE_LINK)
     run(*inside, "link", "set", "lo", "up")
+    # Up before they have addresses, or there is no route to an IPv6 peer.
+    run("ip", "link", "set", OUTSIDE_LINK, "up")
+    run(*inside, "link", "set", INNER_LINK, "up")
     run("ip", "addr", "add", _NEAR, "peer", WEB, "dev", OUTSIDE_LINK)
     run(*inside, "addr", "add", WEB, "peer", _NEAR, "dev", INNER_LINK)
     for address in (METADATA, OTHER_NODE):
@@ -125,8 +128,6 @@ def _make_link() -> None:
     if network.has_ipv6():
         run("ip", "addr", "add", _NEAR6, "peer", WEB6, "dev", OUTSIDE_LINK, "nodad")
         run(*inside, "addr", "add", WEB6, "peer", _NEAR6, "dev", INNER_LINK, "nodad")
-    run("ip", "link", "set", OUTSIDE_LINK, "up")
-    run(*inside, "link", "set", INNER_LINK, "up")
     for address in (METADATA, OTHER_NODE):
         run("ip", "route", "replace", f"{address}/32", "via", WEB, "dev", OUTSIDE_LINK)
     # Only pods ask; their answers go back over our end.

@@ -13,6 +13,7 @@ import contextlib
 import ipaddress
 import struct
 from functools import partial
+from typing import cast
 
 from dev.cluster.state import KUBELET_PORT
 from dev.outside import METADATA, TCP_PORTS, UDP_PORTS, WEB, WEB6
@@ -51,8 +52,7 @@ class Echo(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, address: tuple[str, int]) -> None:
         answer = dns_answer(data) if self._port == 53 else data[:64]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cluster DNS as a pod: it answers for the cluster's zone and has no way to ask anybody else."""
+"""Cluster DNS as a pod: it answers for the cluster's zone and has no way to ask anybody else.
+
+`forwarding` makes it a double of a resolver that has: it answers names below `example.` as the world would.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import struct
 import subprocess
 from typing import Any
 
+from dev import outside
 from dev.cluster.runtime import DNS_IMAGE
 from dev.cluster.state import DNS_SERVICE_IP, DOMAIN, Cluster
 
@@ -23,18 +27,38 @@ COREFILE = f"""\
         pods insecure
         ttl 5
     }}
+    # more zones
     template ANY ANY {{
         rcode NXDOMAIN
     }}
 }}
 """
+# Our build has no forwarding plugin, and shall not get one for a test: what a pod sees is the same.
+_WORLD = f"""\
+template IN A example {{
+        answer "{{{{ .Name }}}} 5 IN A {outside.WEB}"
+    }}
+    template ANY ANY example {{
+        rcode NOERROR
+    }}"""
 
 
 def install(cluster: Cluster) -> None:
-    text = json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests()})
+    _apply(cluster, manifests())
+
+
+def forwarding(cluster: Cluster, on: bool = True) -> None:
+    """Answer outside names (everything below `example.`), or no longer; returns when that is so."""
+    _apply(cluster, [_corefile(COREFILE.replace("# more zones", _WORLD) if on else COREFILE)])
+    for step in (("restart",), ("status", "--timeout=60s")):
+        rollout = (*cluster.kubectl, "-n", "kube-system", "rollout", *step, "deployment/coredns")
+        subprocess.run(rollout, capture_output=True, text=True, check=True)
+
+
+def _apply(cluster: Cluster, items: list[dict[str, Any]]) -> None:
     subprocess.run(
         [*cluster.kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-"],
-        input=text,
+        input=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}),
         capture_output=True,
         text=True,
         check=True,
@@ -58,11 +82,16 @@ def answers(cluster: Cluster) -> bool:
     return bool(flags & 0xF == 0 and found > 0)
 
 
-def manifests() -> list[dict[str, Any]]:
-    def named(api: str, kind: str, name: str, **rest: Any) -> dict[str, Any]:
-        scope = {} if kind.startswith("ClusterRole") else {"namespace": "kube-system"}
-        return {"apiVersion": api, "kind": kind, "metadata": {"name": name, **scope}, **rest}
+def _named(api: str, kind: str, name: str, **rest: Any) -> dict[str, Any]:
+    scope = {} if kind.startswith("ClusterRole") else {"namespace": "kube-system"}
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, **scope}, **rest}
 
+
+def _corefile(text: str) -> dict[str, Any]:
+    return _named("v1", "ConfigMap", "coredns", data={"Corefile": text})
+
+
+def manifests() -> list[dict[str, Any]]:
     rbac = "rbac.authorization.k8s.io"
     container = {
         "name": "coredns",
@@ -96,8 +125,8 @@ def manifests() -> list[dict[str, Any]]:
         "volumes": [{"name": "config", "configMap": {"name": "coredns"}}],
     }
     return [
-        named("v1", "ServiceAccount", "coredns"),
-        named(
+        _named("v1", "ServiceAccount", "coredns"),
+        _named(
             f"{rbac}/v1",
             "ClusterRole",
             "system:coredns",
@@ -114,15 +143,15 @@ def manifests() -> list[dict[str, Any]]:
                 },
             ],
         ),
-        named(
+        _named(
             f"{rbac}/v1",
             "ClusterRoleBinding",
             "system:coredns",
             roleRef={"apiGroup": rbac, "kind": "ClusterRole", "name": "system:coredns"},
             subjects=[{"kind": "ServiceAccount", "name": "coredns", "namespace": "kube-system"}],
         ),
-        named("v1", "ConfigMap", "coredns", data={"Corefile": COREFILE}),
-        named(
+        _corefile(COREFILE),
+        _named(
             "apps/v1",
             "Deployment",
             "coredns",
@@ -132,7 +161,7 @@ def manifests() -> list[dict[str, Any]]:
                 "template": {"metadata": {"labels": _LABELS}, "spec": pod},
             },
         ),
-        named(
+        _named(
             "v1",
             "Service",
             "kube-dns",

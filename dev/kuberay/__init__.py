@@ -9,6 +9,7 @@ it writes the whole object.
     names, quantities       constants and numbers
     cluster_spec, pods, services, suspension, conditions    pure: manifests and decisions
     ray_service, ray_cluster    one round of reconciling each
+    identity                the service account that it speaks as
     api, serve              Kubernetes and Ray over HTTP
     controller              the loop
 """

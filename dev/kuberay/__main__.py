@@ -8,6 +8,7 @@ import logging
 import signal
 import threading
 
+from dev.kuberay import identity
 from dev.kuberay.api import Api
 from dev.kuberay.controller import Controller
 
@@ -21,7 +22,8 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    Controller(Api(arguments.kubeconfig)).run(stop, arguments.period)
+    controller = Controller(Api(arguments.kubeconfig, identity.USER), Api(arguments.kubeconfig))
+    controller.run(stop, arguments.period)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,16 @@ PLURALS = {
     "RayService": "rayservices",
     "RayCluster": "rayclusters",
     "CustomResourceDefinition": "customresourcedefinitions",
+    "Namespace": "namespaces",
+    "ServiceAccount": "serviceaccounts",
+    "ClusterRoleBinding": "clusterrolebindings",
 }
 GROUP_VERSIONS = {
     "EndpointSlice": "discovery.k8s.io/v1",
     "RayService": GROUP_VERSION,
     "RayCluster": GROUP_VERSION,
     "CustomResourceDefinition": "apiextensions.k8s.io/v1",
+    "ClusterRoleBinding": "rbac.authorization.k8s.io/v1",
 }
 
 
@@ -39,8 +43,12 @@ class Conflict(Exception):
 
 
 class Api:
-    def __init__(self, kubeconfig: str) -> None:
+    """`user` is who the requests are made as; None leaves it to the kubeconfig."""
+
+    def __init__(self, kubeconfig: str, user: str | None = None) -> None:
         self._client: Any = config.new_client_from_config(kubeconfig)
+        # The server adds the groups of a service account itself where none are named.
+        self._headers = {"Impersonate-User": user} if user else {}
 
     def list(self, kind: str, namespace: str | None = None, **labels: str) -> list[Manifest]:
         query = [("labelSelector", ",".join(f"{k}={v}" for k, v in labels.items()))] if labels else []
@@ -112,7 +120,7 @@ class Api:
         parameters = [*query]
         if method in ("POST", "PUT"):
             parameters.append(("fieldManager", FIELD_MANAGER))
-        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        headers = {"Accept": "application/json", "Content-Type": "application/json", **self._headers}
         request = self._client.param_serialize(
             method,
             path,

@@ -16,6 +16,7 @@ import yaml
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from dev.kuberay import identity
 from dev.kuberay.api import Api, Conflict
 from dev.kuberay.ray_cluster import reconcile_cluster
 from dev.kuberay.ray_service import RayServices
@@ -56,15 +57,17 @@ def _sentence(error: Exception) -> str:
 
 
 class Controller:
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    """Works as `api`'s user; `administrator` makes that user and the kinds that it works on."""
+
+    def __init__(self, api: Api, administrator: Api) -> None:
+        self._api, self._administrator = api, administrator
         self._services = RayServices(api)
         self._backoff = Backoff()
 
-    def install_crds(self) -> None:
-        """Ours only where there are none: a cluster that has KubeRay's keeps them."""
-        for crd in yaml.safe_load_all(CRDS.read_text()):
-            self._api.create(crd)
+    def install(self) -> None:
+        """CRDs of ours only where there are none: a cluster that has KubeRay's keeps them."""
+        for manifest in (*identity.manifests(), *yaml.safe_load_all(CRDS.read_text())):
+            self._administrator.create(manifest)
 
     def round(self) -> None:
         for service in self._api.list("RayService"):
@@ -79,7 +82,7 @@ class Controller:
         while not stop.is_set():
             try:
                 if not installed:
-                    self.install_crds()
+                    self.install()
                     installed = True
                 self.round()
                 self._backoff.succeeded("API server")

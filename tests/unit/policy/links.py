@@ -36,10 +36,16 @@ def possible() -> bool:
 class Machine:
     """One bridge; `pod(number)` has 10.244.0.<number> and fd00:10:244::<number>."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: bool = True) -> None:
         self._prefix = f"sov-{uuid.uuid4().hex[:6]}"
         self._made: list[str] = []
         self._sockets = contextlib.ExitStack()
+        if not own:
+            self.name = "self"
+            Path("/run/netns/self").touch()
+            subprocess.run(["mount", "--bind", "/proc/self/ns/net", "/run/netns/self"], check=True)
+            self._made.append("self")
+            return
         self.name = self._namespace("machine")
         self.ip("link", "add", BRIDGE, "type", "bridge")
         self.ip("link", "set", BRIDGE, "type", "bridge", "nf_call_iptables", "1", "nf_call_ip6tables", "1")
@@ -47,6 +53,11 @@ class Machine:
         self.ip("addr", "add", "fd00:10:244::1/64", "dev", BRIDGE, "nodad")
         self.ip("link", "set", BRIDGE, "up")
         within(self.name, lambda: Path(f"/proc/sys/net/ipv4/conf/{BRIDGE}/forwarding").write_text("1"))
+
+    @classmethod
+    def around_this_one(cls) -> Machine:
+        """The network namespace of this process as the machine; it has its bridge already."""
+        return cls(own=False)
 
     def pod(self, number: int) -> str:
         """The network namespace of a new pod on the bridge."""
@@ -60,6 +71,7 @@ class Machine:
             f"addr add 10.244.0.{number}/16 dev eth0",
             f"addr add fd00:10:244::{number}/64 dev eth0 nodad",
             "route add default via 10.244.0.1",
+            "-6 route add default via fd00:10:244::1",
         ):
             subprocess.run(["ip", "-n", name, *command.split()], check=True, capture_output=True)
         return name
@@ -150,6 +162,22 @@ def arrives(pod: str, address: str, port: int, listener: socket.socket) -> str |
                 return str(source[0]).removeprefix("::ffff:")
     except TimeoutError:
         return None
+
+
+def echoed(pod: str, address: str, port: int) -> str | None:
+    """Who answered a datagram from the pod with the same bytes; None if nobody did."""
+
+    def asked() -> str | None:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as one:
+            one.settimeout(SILENCE)
+            try:
+                one.sendto(b"anybody there?", (address, port))
+                data, source = one.recvfrom(64)
+            except OSError:
+                return None
+            return str(source[0]) if data == b"anybody there?" else None
+
+    return within(pod, asked)
 
 
 def machine() -> Iterator[Machine]:

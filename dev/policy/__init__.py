@@ -75,6 +75,11 @@ def resume(cluster: Cluster) -> None:
     if process and process.alive and process.argv != tuple(command):
         cluster.processes.end(PROCESS)  # its rules stay in force until the next one replaces them
     cluster.run_process(PROCESS, command, env={"PYTHONPATH": str(ROOT)})
+    settle(cluster)
+
+
+def settle(cluster: Cluster) -> None:
+    """Return when the agent has put in force what the API holds now; ClusterError if it does not."""
     if not awaited(lambda: _answers(cluster), READY_SECONDS):
         process = cluster.processes.find(PROCESS)
         words = process.last_words() if process else ""
@@ -141,6 +146,7 @@ __all__ = [
     "remove",
     "resume",
     "running",
+    "settle",
     "start",
     "stop",
     "table_of",

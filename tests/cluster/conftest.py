@@ -14,6 +14,7 @@ from dev import stack
 from dev.cluster import Cluster, down, up
 from dev.cluster.node import impossible
 from dev.kubectl import Kubectl
+from tests.cluster import witness
 from tests.cluster.audit import AuditLog
 
 
@@ -33,6 +34,17 @@ def node_cluster() -> Iterator[Cluster]:
             sys.stderr.write(f"\nkept: end it with `python -m dev cluster down --name {name}`\n")
         else:
             down(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test that ends the cluster which all share runs after all of them, whatever its file is called."""
+    items.sort(key=lambda item: item.name == "test_down_leaves_the_machine_as_it_was")
+
+
+@pytest.fixture(scope="session")
+def image(node_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The witness program as an image in the node's registry, by digest."""
+    return witness.push(node_cluster, tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture(scope="session")

@@ -13,58 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from dev import outside
 from dev.binaries import binary
 from dev.cluster import Cluster, ClusterError, down, network, runtime, up
-from dev.cluster.oci_layout import write_program_image
 from dev.cluster.process import awaited
-from dev.kubectl import Kubectl, KubectlFailed, Manifest
+from dev.kubectl import Kubectl, KubectlFailed
+from tests.cluster.witness import a_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 DEVICE_PLUGINS = Path("/var/lib/kubelet/device-plugins/kubelet.sock")
-RESTRICTED: Manifest = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "runAsNonRoot": True,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-
-
-@pytest.fixture(scope="session")
-def image(node_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The witness program as an image in the node's registry, by digest."""
-    archive = tmp_path_factory.mktemp("image") / "witness.tar"
-    write_program_image(archive, "witness", binary("witness"))
-    digest_file = archive.with_suffix(".digest")
-    subprocess.run(
-        [
-            *("skopeo", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false"),
-            *("--digestfile", str(digest_file)),
-            *(f"oci-archive:{archive}", f"docker://{node_cluster.images}/witness:test"),
-        ],
-        check=True,
-    )
-    return f"{node_cluster.images}/witness@{digest_file.read_text().strip()}"
-
-
-def a_pod(image: str, name: str = "web", **spec: object) -> Manifest:
-    """A pod that serves HTTP on 8080, allowed under restricted pod security, with all three probes."""
-    probe = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
-    container = {
-        "name": "web",
-        "image": image,
-        "args": ["serve", ":8080"],
-        "securityContext": RESTRICTED,
-        "startupProbe": {**probe, "failureThreshold": 60},
-        "readinessProbe": probe,
-        "livenessProbe": probe,
-    }
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "labels": {"app": name}},
-        "spec": {"containers": [container], "terminationGracePeriodSeconds": 2, **spec},
-    }
 
 
 @pytest.fixture
@@ -200,14 +158,20 @@ class Traces:
 
     def found(self) -> dict[str, list[str]]:
         tables = subprocess.check_output(["nft", "list", "tables"], text=True).splitlines()
-        ours = {network.table_of(self._cluster), *(name for _family, name in network.PROXY_TABLES[:1])}
+        own = network.table_of(self._cluster)
+        ours = {own, f"{own}.policy", f"{own}.outside", *(name for _family, name in network.PROXY_TABLES[:1])}
         return {
             "processes": [process.name for process in self._processes if process.alive],
             "shims": [str(pid) for pid in runtime._shims(self._cluster)],
             "mounts": [str(path) for path in runtime.mounts_below(self._cluster.state_dir)],
             "cgroups": [str(path) for path in runtime._cgroups(self._ids)],
             "tables": [line for line in tables if line.split()[-1] in ours],
-            "links": [path.name for path in Path("/sys/class/net").iterdir() if path.name == network.BRIDGE],
+            "links": [
+                path.name
+                for path in Path("/sys/class/net").iterdir()
+                if path.name in (network.BRIDGE, network.OUTSIDE_LINK)
+            ],
+            "network namespaces": [path.name for path in Path("/run/netns").glob(outside.NAMESPACE)],
             "shim sockets": [str(path) for path in self._sockets if path.exists()],
             "network results": [
                 path.name

@@ -180,6 +180,29 @@ def echoed(pod: str, address: str, port: int) -> str | None:
     return within(pod, asked)
 
 
+def pinged(pod: str, address: str) -> bool:
+    """Whether an ICMP echo request from the pod is answered."""
+    identifier = uuid.uuid4().bytes[:2]
+    message = bytes([8, 0]) + bytes(2) + identifier + b"\x00\x01"
+    words = sum(int.from_bytes(message[at : at + 2], "big") for at in range(0, len(message), 2))
+    checksum = 0xFFFF - (words + (words >> 16)) % 0x10000
+    message = message[:2] + checksum.to_bytes(2, "big") + message[4:]
+
+    def asked() -> bool:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+            raw.settimeout(SILENCE)
+            try:
+                raw.sendto(message, (address, 0))
+                while True:
+                    answer = raw.recv(128)[20:]
+                    if answer[0] == 0 and answer[4:6] == identifier:
+                        return True
+            except OSError:
+                return False
+
+    return within(pod, asked)
+
+
 def machine() -> Iterator[Machine]:
     built = Machine()
     try:

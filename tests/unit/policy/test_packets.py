@@ -10,7 +10,7 @@ import pytest
 
 from dev.policy.world import Pod
 from tests.unit.policy import links
-from tests.unit.policy.links import Machine, arrives, connects
+from tests.unit.policy.links import Machine, arrives, connects, pinged
 from tests.unit.policy.objects import a_pod, a_policy, a_world
 
 pytestmark = [
@@ -52,6 +52,7 @@ def test_without_policies_pods_reach_one_another_in_both_families(site: Site) ->
     assert connects(site.a, B6, 8080)
     assert arrives(site.a, B4, 53, site.udp) == A4
     assert arrives(site.a, B6, 53, site.udp) == A6
+    assert pinged(site.a, B4)
 
 
 def test_default_deny_holds_in_both_families_and_for_datagrams(site: Site) -> None:
@@ -62,6 +63,7 @@ def test_default_deny_holds_in_both_families_and_for_datagrams(site: Site) -> No
     assert not connects(site.a, C4, 8080), "egress of a"
     assert arrives(site.a, B4, 53, site.udp) is None
     assert arrives(site.a, B6, 53, site.udp) is None
+    assert not pinged(site.a, B4)
 
 
 def test_a_rule_opens_its_peers_and_ports_and_no_others(site: Site) -> None:

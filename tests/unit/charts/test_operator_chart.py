@@ -62,6 +62,7 @@ VARIANTS: dict[str, Manifest] = {
         },
         "seal": "Report",
         "probe": {"timeoutSeconds": 0.5, "targets": []},
+        "admission": {"registries": ["registry.example"], "podCreators": ["system:serviceaccount:ray:ray"]},
     },
 }
 
@@ -206,6 +207,7 @@ REFUSED: dict[str, tuple[Manifest, str]] = {
         {"probe": {"targets": [{"name": "x", "protocol": "SCTP", "address": "192.0.2.1"}]}},
         "protocol",
     ),
+    "a registry with a scheme": ({"admission": {"registries": ["https://registry.example"]}}, "registries"),
     "no operator image": ({"images": {"operator": ""}}, "images.operator is needed"),
     "no resolver image": ({"images": {"coredns": ""}}, "images.coredns is needed"),
     "no address for the resolver and no cluster to ask": (

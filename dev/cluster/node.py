@@ -88,7 +88,7 @@ def prepare(cluster: Cluster, report: Callable[[str], None], policies: bool | No
         shelf.take(cluster)
     outside.refuse_where_taken()
     if policies is not None:
-        policy.choose(cluster, enforced=policies)
+        policy.choose(cluster, policy.Wanted(enforced=policies))
     _record_tunables(cluster)
 
 

@@ -17,6 +17,8 @@ import json
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,16 +44,28 @@ def table_of(cluster: Cluster) -> str:
     return f"{network.table_of(cluster)}.policy"
 
 
-def start(cluster: Cluster, lag_seconds: float = 0.0) -> None:
-    """Enforce policies; returns when they are in force. New pods stay open for `lag_seconds`, as they do with
-    a plugin that is late."""
-    choose(cluster, enforced=True, lag_seconds=lag_seconds)
+@dataclass(frozen=True)
+class Wanted:
+    """What was chosen, as `wanted.json` holds it; the CNI plugin reads `enforced` there."""
+
+    enforced: bool = True
+    lag_seconds: float = 0.0
+    holes: tuple[str, ...] = ()
+
+
+def start(cluster: Cluster, lag_seconds: float = 0.0, holes: Sequence[str] = ()) -> None:
+    """Enforce policies; returns when they are in force.
+
+    Defects can be had: new pods stay open for `lag_seconds`, as with a plugin that is late; and what a hole
+    matches (an nft match, such as `meta nfproto ipv6`) passes whatever policies say.
+    """
+    choose(cluster, Wanted(True, lag_seconds, tuple(holes)))
     resume(cluster)
 
 
 def stop(cluster: Cluster) -> None:
     """Enforce nothing from now on, until `start`: what a bridge without a network plugin does."""
-    choose(cluster, enforced=False)
+    choose(cluster, Wanted(enforced=False))
     resume(cluster)
 
 
@@ -64,13 +78,13 @@ def running(cluster: Cluster) -> bool:
 def resume(cluster: Cluster) -> None:
     """Do what was last chosen with `start` or `stop`; a new cluster enforces. Before the first pod."""
     wanted = _wanted(cluster)
-    choose(cluster, bool(wanted["enforced"]), float(wanted["lagSeconds"]))
-    if not wanted["enforced"]:
+    choose(cluster, wanted)
+    if not wanted.enforced:
         cluster.processes.end(PROCESS)
         remove(cluster)
         return
     command = [sys.executable, "-m", "dev.policy", "--cluster", cluster.name]
-    command += ["--lag-seconds", str(float(wanted["lagSeconds"]))]
+    command += ["--lag-seconds", str(wanted.lag_seconds), *(f"--hole={hole}" for hole in wanted.holes)]
     process = cluster.processes.find(PROCESS)
     if process and process.alive and process.argv != tuple(command):
         cluster.processes.end(PROCESS)  # its rules stay in force until the next one replaces them
@@ -80,12 +94,10 @@ def resume(cluster: Cluster) -> None:
 
 def settle(cluster: Cluster) -> None:
     """Return when the agent has put in force what the API holds now; ClusterError if it does not."""
-    if not awaited(lambda: _answers(cluster), READY_SECONDS):
+    if not awaited(lambda: _answers(cluster) or not running(cluster), READY_SECONDS) or not running(cluster):
         process = cluster.processes.find(PROCESS)
-        words = process.last_words() if process else ""
-        raise ClusterError(
-            f"The policy agent has no rules in force after {READY_SECONDS:.0f} s; its last words:\n{words}"
-        )
+        words = process.last_words() if process else "it was never started"
+        raise ClusterError(f"The policy agent does not put its rules in force; its last words:\n{words}")
 
 
 def remove(cluster: Cluster) -> None:
@@ -105,21 +117,21 @@ def _answers(cluster: Cluster) -> bool:
             return False
 
 
-def choose(cluster: Cluster, enforced: bool, lag_seconds: float = 0.0) -> None:
+def choose(cluster: Cluster, wanted: Wanted) -> None:
     """Write down what `resume` does, and whether the CNI plugin waits for the agent."""
     place = folder(cluster) / "wanted.json"
     place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = place.with_suffix(".partial")
-    partial.write_text(json.dumps({"enforced": enforced, "lagSeconds": lag_seconds}))
+    partial.write_text(json.dumps(asdict(wanted)))
     partial.rename(place)
 
 
-def _wanted(cluster: Cluster) -> dict[str, float | bool]:
+def _wanted(cluster: Cluster) -> Wanted:
     try:
-        wanted: dict[str, float | bool] = json.loads((folder(cluster) / "wanted.json").read_text())
+        recorded = json.loads((folder(cluster) / "wanted.json").read_text())
     except FileNotFoundError:
-        return {"enforced": True, "lagSeconds": 0.0}
-    return wanted
+        return Wanted()
+    return Wanted(recorded["enforced"], recorded["lag_seconds"], tuple(recorded["holes"]))
 
 
 def place_plugin(cluster: Cluster, plugins: Path) -> dict[str, str]:
@@ -139,6 +151,7 @@ def forget_sandboxes(cluster: Cluster) -> None:
 
 
 __all__ = [
+    "Wanted",
     "choose",
     "folder",
     "forget_sandboxes",

@@ -19,12 +19,13 @@ def main() -> None:
     parser.add_argument(
         "--lag-seconds", type=float, default=0.0, help="new pods are open that long (default: 0)"
     )
+    parser.add_argument("--hole", action="append", default=[], help="an nft match that always passes")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     cluster = state.load(arguments.cluster)
     if cluster is None:
         parser.error(f"there is no cluster {arguments.cluster}")
-    place = Place(table_of(cluster), network.BRIDGE, cluster.api_port)
+    place = Place(table_of(cluster), network.BRIDGE, cluster.api_port, tuple(arguments.hole))
     agent = Agent(cluster.kubeconfig, folder(cluster), place, arguments.lag_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())

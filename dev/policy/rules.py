@@ -25,11 +25,15 @@ _OTHER: dict[Direction, str] = {"Egress": "daddr", "Ingress": "saddr"}
 
 @dataclass(frozen=True)
 class Place:
-    """Where the rules go. Traffic to `api_port` of the node is judged as if the API server were elsewhere."""
+    """Where the rules go. Traffic to `api_port` of the node is judged as if the API server were elsewhere.
+
+    `holes` are matches that always pass: defects, for tests of what finds them.
+    """
 
     table: str
     bridge: str
     api_port: int
+    holes: tuple[str, ...] = ()
 
 
 def render(world: World, place: Place) -> str:
@@ -91,7 +95,7 @@ def _isolated(
 
 
 def _hooks(place: Place) -> Iterator[str]:
-    always = ["ct state established,related accept", _NEIGHBOURS]
+    always = ["ct state established,related accept", _NEIGHBOURS, *(f"{hole} accept" for hole in place.holes)]
     for name, priority, rule in (
         ("leaving", "filter", f'iifname "{place.bridge}" jump egress-judged'),
         ("arriving", "filter + 1", f'oifname "{place.bridge}" jump ingress-judged'),

@@ -11,6 +11,7 @@ import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,8 +77,8 @@ class Machine:
             subprocess.run(["ip", "-n", name, *command.split()], check=True, capture_output=True)
         return name
 
-    def enforce(self, world: World) -> None:
-        self.nft(render(world, PLACE))
+    def enforce(self, world: World, *holes: str) -> None:
+        self.nft(render(world, replace(PLACE, holes=holes)))
 
     def nft(self, text: str) -> None:
         done = subprocess.run(

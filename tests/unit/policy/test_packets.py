@@ -141,6 +141,21 @@ def test_a_service_is_judged_by_the_pods_behind_it_and_by_the_pod_that_asks(site
     assert connects(site.b, "10.96.0.7", 80), "whatever its policies say"
 
 
+@pytest.mark.parametrize(
+    ("hole", "expected"),
+    [
+        ("meta nfproto ipv6", {"tcp": False, "tcp6": True, "icmp": False}),
+        ("icmp type echo-request", {"tcp": False, "tcp6": False, "icmp": True}),
+    ],
+)
+def test_a_hole_opens_what_it_matches_and_nothing_else(
+    site: Site, hole: str, expected: dict[str, bool]
+) -> None:
+    site.machine.enforce(a_world(A, B, C, policies=(DENY,)), hole)
+    tcp, tcp6 = connects(site.a, B4, 8080), connects(site.a, B6, 8080)
+    assert {"tcp": tcp, "tcp6": tcp6, "icmp": pinged(site.a, B4)} == expected
+
+
 def test_a_connection_that_exists_outlives_the_policy_that_forbids_it(site: Site) -> None:
     site.enforce()
     listener = site.machine.listen(site.b, 8082)

@@ -87,7 +87,54 @@ class EgressStatus(ApiModel):
     """What the probe found about ways out."""
 
     policy_hash: Text = Field(default="", description="Hash of the network policies in force.")
-    isolated: bool = Field(default=False, description="Whether the pods were stopped after a proven leak.")
+    probe_hash: Text = Field(
+        default="",
+        description=(
+            "What the verdict is about: a hash of the policies, the image and the targets and, after a dot, "
+            "one of the nodes. Empty after a policy was missing: it has to be proven anew."
+        ),
+    )
+    verdict: Text = Field(
+        default="", description="What the last probe said, as a reason of EgressSealed. Example: Sealed"
+    )
+    message: Text = Field(default="", description="The same in a sentence.")
+    in_a_row: int = Field(
+        default=0, ge=0, description="How many probes in a row said so. A leak is confirmed by the second."
+    )
+    last_probe: Text | None = Field(
+        default=None, description="When the last probe ended, RFC 3339. Example: '2026-01-31T12:00:00Z'"
+    )
+    run: Text = Field(default="", description="Id of the last probe, an annotation of its Jobs.")
+    node: Text = Field(default="", description="Node that the last probe was tried on.")
+    settled_seconds: Text = Field(
+        default="",
+        description=(
+            "How long the network took to enforce the policies for a new pod. Unit: seconds. Example: '0.4'"
+        ),
+    )
+    denied: int = Field(default=0, ge=0, description="Paths that were denied inside and open outside.")
+    unprovable: list[Text] = Field(
+        default_factory=list,
+        max_length=48,
+        description="Paths that the unsealed control could not reach either: nothing is known about them.",
+    )
+    findings: list[Text] = Field(
+        default_factory=list,
+        max_length=48,
+        description="Paths that were reached from inside. own-node is no leak: no policy covers it.",
+    )
+    isolated: bool = Field(
+        default=False,
+        description=(
+            "Whether the pods were stopped after a proven leak. Released by a new value of the annotation "
+            "sovereign.dev/release-isolation."
+        ),
+    )
+    released: Text = Field(default="", description="The value of that annotation which is used up.")
+    mirror_exception: Text = Field(
+        default="",
+        description="What a mirror Job may reach outside the cluster while it runs. Model pods never may.",
+    )
 
 
 class SovereignModelStatus(ApiModel):

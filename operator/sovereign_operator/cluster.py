@@ -58,13 +58,27 @@ JOB = Kind("batch/v1", "Job", "jobs")
 POD = Kind("v1", "Pod", "pods")
 SECRET = Kind("v1", "Secret", "secrets")
 EVENT = Kind("v1", "Event", "events")
+SERVICE = Kind("v1", "Service", "services")
 NODE = Kind("v1", "Node", "nodes", namespaced=False)
+NAMESPACE = Kind("v1", "Namespace", "namespaces", namespaced=False)
 NETWORK_POLICY = Kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies")
 RAY_SERVICE = Kind("ray.io/v1", "RayService", "rayservices")
 RAY_CLUSTER = Kind("ray.io/v1", "RayCluster", "rayclusters")
 BY_NAME = {
     (kind.api_version, kind.kind): kind
-    for kind in (MODEL, JOB, POD, SECRET, EVENT, NODE, NETWORK_POLICY, RAY_SERVICE, RAY_CLUSTER)
+    for kind in (
+        MODEL,
+        JOB,
+        POD,
+        SERVICE,
+        SECRET,
+        EVENT,
+        NODE,
+        NAMESPACE,
+        NETWORK_POLICY,
+        RAY_SERVICE,
+        RAY_CLUSTER,
+    )
 }
 
 

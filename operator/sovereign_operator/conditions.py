@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sovereign_operator import reasons
-from sovereign_operator.api import Condition, SovereignModel
+from sovereign_operator.api import ANNOTATION_RELEASE, Condition, SovereignModel
 from sovereign_operator.plan import Plan
 from sovereign_operator.world import Stage
 
@@ -75,6 +75,16 @@ def model_is_suspended(it: Situation) -> Violation | None:
     return Violation(reasons.SUSPENDED, it.plan.serving.message, ends=it.plan.stopped)
 
 
+def model_is_isolated(it: Situation) -> Violation | None:
+    if not it.plan.egress.isolated:
+        return None
+    words = (
+        f"The pods were stopped after a proven leak. The last probe: {it.plan.egress.message} Once the way "
+        f"out is closed, set the annotation {ANNOTATION_RELEASE} to a new value."
+    )
+    return Violation(reasons.ISOLATED, words, stalled=True)
+
+
 def spec_is_defective(it: Situation) -> Violation | None:
     return _of(it.plan.blocked) if it.plan.blocked else None
 
@@ -92,14 +102,14 @@ def nodes_are_missing(it: Situation) -> Violation | None:
 
 
 def policy_is_missing(it: Situation) -> Violation | None:
-    return _of(it.plan.sealed) if it.plan.sealed.status == "False" else None
+    return _of(it.plan.sealed) if it.plan.sealed.reason == reasons.POLICY_MISSING else None
 
 
 def seal_is_unproven(it: Situation) -> Violation | None:
     if not it.plan.seal_required:
         return None
     words = f"The operator's configuration has seal: Required. {it.plan.sealed.message}"
-    return Violation(it.plan.sealed.reason, words, stalled=True)
+    return Violation(it.plan.sealed.reason, words, it.plan.sealed.stalled)
 
 
 def replicas_are_missing(it: Situation) -> Violation | None:
@@ -111,6 +121,7 @@ READY: tuple[Check, ...] = (
     child_is_refused,
     fields_are_contested,
     model_is_suspended,
+    model_is_isolated,
     spec_is_defective,
     artifact_is_missing,
     artifact_is_unverified,

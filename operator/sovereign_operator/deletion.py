@@ -12,10 +12,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sovereign_operator import reasons
-from sovereign_operator.api import FINALIZER
+from sovereign_operator.api import COMPONENT_PEER, FINALIZER
 from sovereign_operator.sealing import removal
 from sovereign_operator.values import Manifest
-from sovereign_operator.world import Action, Delete, Happening, Release, World, is_dying, moment, name_of
+from sovereign_operator.world import (
+    Action,
+    Delete,
+    Happening,
+    Release,
+    World,
+    component_of,
+    is_dying,
+    moment,
+    name_of,
+)
 
 # Children's events wake us; this is only for what we do not watch.
 LOOK_AGAIN_SECONDS = 10.0
@@ -50,7 +60,8 @@ def next_step(world: World, body: Manifest, seconds: int) -> DeletionStep:
 
 def sweep(world: World) -> DeletionStep:
     """What a model that is gone (or was let go) may have left behind."""
-    stop = tuple(Delete(job, foreground=True) for job in world.jobs if not is_dying(job))
+    jobs = (*world.jobs, *world.probe_jobs)
+    stop = tuple(Delete(job, foreground=True) for job in jobs if not is_dying(job))
     if world.pods or world.ray_clusters or world.ray_service is not None:
         return DeletionStep(stop, again=SWEEP_SECONDS if world.policies else None)
     return DeletionStep((*stop, *removal(world.policies)))
@@ -61,10 +72,12 @@ def is_ours_to_finish(body: Manifest) -> bool:
 
 
 def _stop(world: World) -> tuple[Action, ...]:
-    children = (*world.jobs, *((world.ray_service,) if world.ray_service is not None else ()))
+    """Jobs and the RayService, then the peer: in a namespace that goes too nobody lets us delete a pod."""
+    children = (*world.jobs, *world.probe_jobs, *((world.ray_service,) if world.ray_service else ()))
+    peers = (pod for pod in world.pods if component_of(pod) == COMPONENT_PEER)
     return tuple(
         Delete(child, foreground=child["kind"] == "Job")
-        for child in sorted(children, key=name_of)
+        for child in (*sorted(children, key=name_of), *peers)
         if not is_dying(child)
     )
 
@@ -75,6 +88,6 @@ def _remains(world: World) -> str:
         (1 if world.ray_service is not None else 0, "the RayService"),
         (len(world.ray_clusters), f"{len(world.ray_clusters)} RayClusters"),
         (len(world.pods), f"{len(world.pods)} pods"),
-        (len(world.jobs), f"{len(world.jobs)} mirror Jobs"),
+        (len(world.jobs), f"{len(world.jobs)} Jobs"),
     )
     return ", ".join(words for count, words in counts if count)

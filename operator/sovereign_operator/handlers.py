@@ -27,13 +27,26 @@ POLICIES = ("networking.k8s.io", "v1", "networkpolicies")
 RAY_SERVICES = ("ray.io", "v1", "rayservices")
 RAY_CLUSTERS = ("ray.io", "v1", "rayclusters")
 PODS = ("", "v1", "pods")
+JOBS = ("batch", "v1", "jobs")
+SERVICES = ("", "v1", "services")
 NODES = ("", "v1", "nodes")
+CHILDREN = {
+    POLICIES: "policies",
+    RAY_SERVICES: "ray_services",
+    RAY_CLUSTERS: "ray_clusters",
+    PODS: "pods",
+    JOBS: "probe_jobs",
+    SERVICES: "services",
+}
 # Children carry the owner's label, pods the model's: everything else of these kinds is never sent to us.
 SELECTED = {
     POLICIES: api.LABEL_OWNER,
     RAY_SERVICES: api.LABEL_OWNER,
     RAY_CLUSTERS: api.LABEL_OWNER,
     PODS: api.LABEL_MODEL,
+    # Where the operator's own namespace is watched too, its Jobs are others: `mirror_watch.py` has those.
+    JOBS: f"{api.LABEL_OWNER},{api.LABEL_COMPONENT}={api.COMPONENT_PROBER}",
+    SERVICES: api.LABEL_OWNER,
 }
 
 
@@ -58,12 +71,7 @@ def registry(queue: WorkQueue[Key], indices: Indices, nodes: NodeWatch) -> kopf.
     _activities(handlers, indices)
     _models(handlers, queue)
     _nodes(handlers, queue, nodes)
-    for resource, index in (
-        (POLICIES, "policies"),
-        (RAY_SERVICES, "ray_services"),
-        (RAY_CLUSTERS, "ray_clusters"),
-        (PODS, "pods"),
-    ):
+    for resource, index in CHILDREN.items():
         _child(handlers, queue, resource, index)
     return handlers
 
@@ -77,7 +85,7 @@ def _activities(handlers: kopf.OperatorRegistry, indices: Indices) -> None:
     @kopf.on.startup(registry=handlers)
     async def start(settings: kopf.OperatorSettings, **kwargs: Any) -> None:
         settings_for(settings)
-        for name in ("models", "policies", "ray_services", "ray_clusters", "pods", "nodes"):
+        for name in ("models", *CHILDREN.values(), "nodes"):
             setattr(indices, name, kwargs[name])
 
     @kopf.on.probe(id="reconciler", registry=handlers)

@@ -54,7 +54,9 @@ class Indices:
     ray_services: Index = field(default_factory=dict)
     ray_clusters: Index = field(default_factory=dict)
     pods: Index = field(default_factory=dict)
-    jobs: Index = field(default_factory=dict)
+    probe_jobs: Index = field(default_factory=dict)  # in the models' namespaces
+    services: Index = field(default_factory=dict)
+    jobs: Index = field(default_factory=dict)  # in the operator's own namespace, with their pods
     job_pods: Index = field(default_factory=dict)
     nodes: Index = field(default_factory=dict)
 
@@ -64,6 +66,8 @@ class Indices:
             self.ray_services,
             self.ray_clusters,
             self.pods,
+            self.probe_jobs,
+            self.services,
             self.jobs,
             self.job_pods,
         )

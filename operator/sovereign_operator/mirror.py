@@ -37,6 +37,7 @@ from sovereign_operator.world import (
     annotation,
     condition_of,
     is_dying,
+    is_of,
     moment,
     name_of,
     stamp,
@@ -179,7 +180,7 @@ def _start(model: SovereignModel, source: HuggingFaceSource, job: Manifest) -> M
 
 def _running(world: World, model: SovereignModel, source: HuggingFaceSource, live: Manifest) -> MirrorStep:
     attempt = _attempt(live)
-    pods = [pod for pod in world.job_pods if _is_of(pod, live) and not is_dying(pod)]
+    pods = [pod for pod in world.job_pods if is_of(pod, live) and not is_dying(pod)]
     started = any((pod.get("status") or {}).get("phase") not in (None, "Pending") for pod in pods)
     progress = world.progress or MirrorProgress()
     status = MirrorStatus(
@@ -225,7 +226,7 @@ def _failed(world: World, model: SovereignModel, live: Manifest, result: JobResu
 def result_of(job: Manifest, pods: tuple[Manifest, ...]) -> JobResult:
     """The data plane's own words where the pod left any, else what Kubernetes says of the Job."""
     for pod in sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), reverse=True):
-        if not _is_of(pod, job):
+        if not is_of(pod, job):
             continue
         for status in (pod.get("status") or {}).get("containerStatuses") or ():
             ended = (status.get("state") or {}).get("terminated") or {}
@@ -264,13 +265,6 @@ def waiting_for(pod: Manifest) -> str:
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             return str(condition.get("message") or condition.get("reason") or "")[:500]
     return ""
-
-
-def _is_of(pod: Manifest, job: Manifest) -> bool:
-    return any(
-        owner.get("uid") == job["metadata"].get("uid")
-        for owner in pod["metadata"].get("ownerReferences") or ()
-    )
 
 
 def _attempt(job: Manifest) -> int:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The mirror Jobs and their pods in the operator's own namespace, as they come and go.
+"""The Jobs of mirrors and of a probe's control in the operator's own namespace, and their pods.
 
-kopf watches every kind in every namespace that it serves, and would need rights on Jobs in all of them and on
-models here. Two watches of our own keep the roles apart: this namespace has Jobs, the others have models.
+kopf watches every kind in every namespace that it serves, and would need rights on models here. Two watches
+of our own keep the roles apart: this namespace has what is not sealed, the others have models.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from sovereign_operator.api import COMPONENT_MIRROR, LABEL_COMPONENT
+from sovereign_operator.api import COMPONENT_CONTROL, COMPONENT_MIRROR, LABEL_COMPONENT
 from sovereign_operator.cluster import JOB, POD, Cluster, ClusterError, Kind
 from sovereign_operator.indices import Key, owner_of, plain
 from sovereign_operator.values import Manifest
@@ -21,7 +21,7 @@ from sovereign_operator.workqueue import backoff
 
 logger = logging.getLogger(__name__)
 
-SELECTOR: Final = f"{LABEL_COMPONENT}={COMPONENT_MIRROR}"
+SELECTOR: Final = f"{LABEL_COMPONENT} in ({COMPONENT_CONTROL},{COMPONENT_MIRROR})"
 
 
 class Shelf(Mapping[Key, Iterable[Manifest]]):

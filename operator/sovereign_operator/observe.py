@@ -10,20 +10,45 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Final
 
 from pydantic import ValidationError
 
-from sovereign_operator.api import LABEL_MODEL, LABEL_OWNER, LABEL_OWNER_NAMESPACE, SovereignModel
-from sovereign_operator.cluster import JOB, MODEL, POD, RAY_CLUSTER, RAY_SERVICE, SECRET, Cluster, Refused
+from sovereign_operator.api import (
+    ANNOTATION_PROBE_RUN,
+    COMPONENT_CONTROL,
+    COMPONENT_MIRROR,
+    COMPONENT_PEER,
+    COMPONENT_PROBER,
+    LABEL_MODEL,
+    LABEL_OWNER,
+    LABEL_OWNER_NAMESPACE,
+    LABEL_SEALED,
+    SovereignModel,
+)
+from sovereign_operator.cluster import (
+    JOB,
+    MODEL,
+    NAMESPACE,
+    POD,
+    RAY_CLUSTER,
+    RAY_SERVICE,
+    SECRET,
+    Cluster,
+    Refused,
+)
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.indices import Indices, Key
 from sovereign_operator.kuberay import KubeRayState
 from sovereign_operator.mirror import recorded_artifact
+from sovereign_operator.probe_answers import has_ended
 from sovereign_operator.progress import ProgressReader
 from sovereign_operator.registry import RegistryReader
 from sovereign_operator.values import NOT_THERE, Artifact, Evidence, Found, Manifest, Unreadable
 from sovereign_operator.wanted import Unrenderable, Wanted, wanted
-from sovereign_operator.world import World, is_dying, name_of
+from sovereign_operator.world import World, annotation, component_of, is_dying, is_finished, is_of, name_of
+
+PROBE_COMPONENTS: Final = (COMPONENT_PEER, COMPONENT_PROBER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +83,13 @@ async def observe(key: Key, senses: Senses) -> tuple[World, Wanted | None]:
 async def _alive(world: World, model: SovereignModel, wants: Wanted, senses: Senses) -> World:
     indices, key = senses.indices, world.key
     found = await senses.registry.find(wants.repository, wants.target)
-    jobs = indices.of(indices.jobs, key)
-    job_pods = indices.of(indices.job_pods, key)
+    jobs = _of_component(indices.of(indices.jobs, key), COMPONENT_MIRROR)
+    job_pods = _of_component(indices.of(indices.job_pods, key), COMPONENT_MIRROR)
     if found == NOT_THERE and wants.job is not None:
         jobs = await _with_job(jobs, wants.job, senses)
     service = await _ray_service(key, senses)
+    pods = indices.of(indices.pods, key)
+    probe_jobs, probe_pods = await _probe(key, model, senses)
     return World(
         key=key,
         now=world.now,
@@ -71,7 +98,11 @@ async def _alive(world: World, model: SovereignModel, wants: Wanted, senses: Sen
         policies=indices.of(indices.policies, key),
         ray_service=service,
         ray_clusters=indices.of(indices.ray_clusters, key),
-        pods=indices.of(indices.pods, key),
+        pods=tuple(pod for pod in pods if component_of(pod) not in PROBE_COMPONENTS),
+        probe_pods=probe_pods,
+        probe_jobs=probe_jobs,
+        services=indices.of(indices.services, key),
+        namespace_sealed=await _namespace_sealed(model.namespace, senses),
         jobs=jobs,
         job_pods=job_pods,
         progress=await senses.progress.of(key, job_pods) if jobs else None,
@@ -90,6 +121,7 @@ async def _what_is_left(world: World, senses: Senses) -> World:
     jobs = await cluster.list(
         JOB, senses.config.system_namespace, f"{owner},{LABEL_OWNER_NAMESPACE}={namespace}"
     )
+    pods = await cluster.list(POD, namespace, f"{LABEL_MODEL}={name}")
     return World(
         key=world.key,
         now=world.now,
@@ -97,9 +129,46 @@ async def _what_is_left(world: World, senses: Senses) -> World:
         policies=indices.of(indices.policies, world.key),
         ray_service=await cluster.get(RAY_SERVICE, namespace, name),
         ray_clusters=tuple(await cluster.list(RAY_CLUSTER, namespace, owner)),
-        pods=tuple(await cluster.list(POD, namespace, f"{LABEL_MODEL}={name}")),
+        pods=tuple({**pod, "apiVersion": POD.api_version, "kind": POD.kind} for pod in pods),
+        probe_jobs=indices.of(indices.probe_jobs, world.key),
         jobs=tuple({**job, "apiVersion": JOB.api_version, "kind": JOB.kind} for job in jobs),
     )
+
+
+async def _probe(
+    key: Key, model: SovereignModel, senses: Senses
+) -> tuple[tuple[Manifest, ...], tuple[Manifest, ...]]:
+    """The Jobs of a probe and its pods. Of a Job that ended, and whose pod's end was not seen, it is asked
+    for: the two watches run side by side."""
+    indices = senses.indices
+    jobs = (
+        *indices.of(indices.probe_jobs, key),
+        *_of_component(indices.of(indices.jobs, key), COMPONENT_CONTROL),
+    )
+    pods = (
+        *_of_component(indices.of(indices.pods, key), *PROBE_COMPONENTS),
+        *_of_component(indices.of(indices.job_pods, key), COMPONENT_CONTROL),
+    )
+    judged = model.status.egress.run if model.status.egress else ""
+    for job in jobs:
+        if not is_finished(job) or annotation(job, ANNOTATION_PROBE_RUN) == judged or has_ended(job, pods):
+            continue
+        metadata = job["metadata"]
+        selector = f"batch.kubernetes.io/job-name={metadata['name']}"
+        live = await senses.cluster.list(POD, metadata["namespace"], selector)
+        pods = (*(pod for pod in pods if not is_of(pod, job)), *live)
+    return jobs, pods
+
+
+async def _namespace_sealed(namespace: str, senses: Senses) -> bool | None:
+    if not senses.config.admission:
+        return None
+    found = await senses.cluster.get(NAMESPACE, None, namespace) or {}
+    return ((found.get("metadata") or {}).get("labels") or {}).get(LABEL_SEALED) == "true"
+
+
+def _of_component(bodies: tuple[Manifest, ...], *components: str) -> tuple[Manifest, ...]:
+    return tuple(body for body in bodies if component_of(body) in components)
 
 
 async def _with_job(jobs: tuple[Manifest, ...], wanted_job: Manifest, senses: Senses) -> tuple[Manifest, ...]:

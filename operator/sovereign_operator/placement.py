@@ -69,8 +69,22 @@ def _needs_remote_code(facts: ModelFacts | None) -> Unplaceable | None:
 # -- nodes ------------------------------------------------------------------------------------------------
 
 
+def group_of(spec: SovereignModelSpec, nodes: Iterable[NodeFacts]) -> tuple[NodeFacts, ...]:
+    """The nodes that are made for the workers, whether or not they take any now, by name."""
+    return tuple(sorted((n for n in nodes if _mismatch(n, spec) is None), key=lambda n: n.name))
+
+
 def _defect(node: NodeFacts, spec: SovereignModelSpec) -> str | None:
-    """Why this node cannot take a worker, in a few words; None where it can."""
+    """Why this node cannot take a worker now, in a few words; None where it can."""
+    if mismatch := _mismatch(node, spec):
+        return mismatch
+    if not node.schedulable:
+        return "cordoned"
+    return None if node.ready else "not ready"
+
+
+def _mismatch(node: NodeFacts, spec: SovereignModelSpec) -> str | None:
+    """Why this node never takes a worker; None where it is made for them."""
     wish = spec.placement.accelerator
     amount = node.allocatable.get(wish.resource, 0)
     if amount < 1:
@@ -83,9 +97,7 @@ def _defect(node: NodeFacts, spec: SovereignModelSpec) -> str | None:
     for taint in node.taints:
         if taint.effect != "PreferNoSchedule" and not _tolerated(taint, spec.placement.tolerations):
             return f"taint {taint.key}" + (f"={taint.value}" if taint.value else "")
-    if not node.schedulable:
-        return "cordoned"
-    return None if node.ready else "not ready"
+    return None
 
 
 def _tolerated(taint: Taint, tolerations: Iterable[Toleration]) -> bool:

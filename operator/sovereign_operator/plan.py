@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what is seen to what is done: one pure function, its answer a value that `carry_out.py` executes.
 
-The order is the product: policies are seen in force before a RayService exists, a new revision is mirrored
-and verified before the old one is touched, and whatever cannot be said leaves what serves alone.
+The order is the product: policies are seen in force and proven before a RayService exists, a new revision is
+mirrored and verified before the old one is touched, and whatever cannot be said leaves what serves alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from sovereign_operator import mirror, reasons, rollout, sealing, serving, verification
-from sovereign_operator.api import FINALIZER, MirrorStatus, SovereignModel
+from sovereign_operator import mirror, probing, reasons, rollout, sealing, serving, verification
+from sovereign_operator.api import FINALIZER, EgressStatus, MirrorStatus, SovereignModel
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.kuberay import RECHECK_SECONDS, KubeRay
 from sovereign_operator.placement import plan as choose_placement
@@ -38,13 +38,14 @@ class Plan:
     artifact: Artifact | None = None
     mirror: MirrorStatus | None = None
     placement: Placement | None = None
-    policy_hash: str = ""
+    egress: EgressStatus = field(default_factory=EgressStatus)
     seal_required: bool = False  # the configuration wants a proof that there is not
     ready_replicas: int = 0
     serving_artifact: str = ""
     stopped: bool = False  # suspended, and the last pod is gone
     upgrade_starts: bool = False
     again: float | None = None
+    rest: float | None = None  # how long only a change is worth a look, in s
     unsettled: str = ""  # why to look again with backoff
 
 
@@ -52,6 +53,7 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
     """What this model needs now."""
     hold: tuple[Action, ...] = () if FINALIZER in model.metadata.finalizers else (Hold(),)
     seal = sealing.next_step(world.policies, wanted.policies, _was_sealed(model))
+    probe = probing.next_step(world, model, seal, config)
     mirroring = mirror.next_step(world, model, wanted.job, config.external_sources.allowed)
     verifying = verification.next_step(world, model, mirroring.artifact)
     verified = verifying.stage
@@ -62,36 +64,42 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
     desired: Manifest | None = None
     try:
         # Nothing unverified is rendered, not even to be stopped.
-        desired = _desired(world, model, memo if verified.is_true else None, config)
+        desired = _desired(world, model, memo if verified.is_true else None, seal.allowed, config)
     except Unrenderable as error:
         blocked = blocked or Stage("False", reasons.SPEC_INVALID, str(error), stalled=True)
     kuberay = _kuberay(world)
-    unproven = config.seal == "Required" and not seal.stage.is_true
-    may_roll = seal.in_force and kuberay is None and (not unproven or model.spec.suspend)
+    required = config.seal == "Required"
+    may_roll = seal.in_force and (probe.proven or not required or model.spec.suspend)
     held_back = blocked is not None or not verified.is_true or memo is None
     step = rollout.RolloutStep()
-    if may_roll:
+    if kuberay is None and probe.egress.isolated and not model.spec.suspend:
+        step = rollout.isolated(world.ray_service)
+    elif kuberay is None and may_roll:
         step = rollout.next_step(world, model, desired if not held_back or model.spec.suspend else None)
     view = serving.view(world, model, None if held_back else desired)
     return Plan(
         mirrored=mirroring.stage,
         verified=verified,
         placed=placed,
-        sealed=seal.stage,
+        sealed=probe.stage,
         serving=kuberay or step.moving or view.stage,
         blocked=blocked,
         moving=step.moving,
-        actions=(*hold, *seal.actions, *mirroring.actions, *step.actions),
+        # The probe comes last: whatever keeps it from running keeps nothing else from being done.
+        actions=(*hold, *seal.actions, *mirroring.actions, *step.actions, *probe.actions),
         artifact=mirroring.artifact,
         mirror=mirroring.status,
         placement=memo.placement if memo else None,
-        policy_hash=seal.policy_hash,
-        seal_required=unproven,
-        ready_replicas=0 if model.spec.suspend else view.ready_replicas,
+        egress=probe.egress.model_copy(
+            update={"mirror_exception": sealing.mirror_exception(world.jobs, config)}
+        ),
+        seal_required=required and not probe.stage.is_true,
+        ready_replicas=0 if model.spec.suspend or probe.egress.isolated else view.ready_replicas,
         serving_artifact=view.artifact,
         stopped=model.spec.suspend and not (world.pods or world.ray_clusters or step.actions),
         upgrade_starts=step.upgrade_starts,
-        again=_soonest(mirroring.again, verifying.again, RECHECK_SECONDS if kuberay else None),
+        again=_soonest(mirroring.again, verifying.again, probe.again, RECHECK_SECONDS if kuberay else None),
+        rest=probe.rest,
         unsettled=mirroring.stage.message if mirroring.unsettled else unverified,
     )
 
@@ -138,14 +146,19 @@ def _placed(
 
 
 def _desired(
-    world: World, model: SovereignModel, memo: Memo | None, config: OperatorConfig
+    world: World,
+    model: SovereignModel,
+    memo: Memo | None,
+    allowed: tuple[str, ...],
+    config: OperatorConfig,
 ) -> Manifest | None:
     """The RayService that is wanted. To suspend, what is there is good enough to render from."""
     if memo is None and model.spec.suspend:
         memo = Memo.of(world.ray_service)
     if memo is None:
         return None
-    return stamped(render(model, memo.artifact, memo.placement, config), memo)
+    rendered = render(model, memo.artifact, memo.placement, config)
+    return stamped(rendered, memo, allowed, world.ray_service)
 
 
 def _kuberay(world: World) -> Stage | None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import inf
+from typing import Final
 
 from sovereign_operator import deletion, events, status
 from sovereign_operator.api import SovereignModelStatus
@@ -17,6 +20,9 @@ from sovereign_operator.wanted import Wanted
 from sovereign_operator.workqueue import TryLater
 from sovereign_operator.world import Action, Happening, World
 
+# A clock that is corrected by less than this was not set back.
+CLOCK_SLACK: Final = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -27,7 +33,23 @@ class Decision:
     plan: Plan | None = None
     happening: Happening | None = None
     again: float | None = None
+    rest: float | None = None  # s; until then only a change is worth a look
     unsettled: str = ""  # why to look again with backoff
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A look that found nothing to do. It counts while nothing changes, for a time, on a clock that runs."""
+
+    fingerprint: str
+    since: datetime
+    rest: float | None
+
+    def seconds_left(self, fingerprint: str, now: datetime) -> float | None:
+        """Inf where only a change matters, None where it is time to look."""
+        passed = (now - self.since).total_seconds()
+        left = inf if self.rest is None else self.rest - passed
+        return left if self.fingerprint == fingerprint and passed >= -CLOCK_SLACK and left > 0 else None
 
 
 class Reconciler:
@@ -36,13 +58,17 @@ class Reconciler:
     def __init__(self, senses: Senses, executor: Executor) -> None:
         self._senses = senses
         self._executor = executor
-        self._settled: dict[Key, str] = {}
+        self._settled: dict[Key, Settled] = {}
 
     async def __call__(self, key: Key) -> float | None:
         seen = self._senses.indices.fingerprint(key, self._senses.config.product_label)
-        if self._settled.get(key) == seen or not all(key):
-            return None  # nothing changed since a look that found nothing to do: no request at all
-        self._settled.pop(key, None)
+        settled = self._settled.pop(key, None)
+        left = settled.seconds_left(seen, datetime.now(UTC)) if settled else None
+        if settled is not None and left is not None:
+            self._settled[key] = settled
+            return None if left == inf else left  # nothing changed and nothing is due: no request at all
+        if not all(key):
+            return None
         world, wants = await observe(key, self._senses)
         decision = decide(world, wants, self._senses.config)
         done = await self._executor.carry_out(world, decision.actions)
@@ -52,8 +78,8 @@ class Reconciler:
         if done.outcome.contested:
             return WINDOW_SECONDS
         if decision.again is None and not wrote and not done.outcome.writes:
-            self._settled[key] = seen
-        return decision.again
+            self._settled[key] = Settled(seen, world.now, decision.rest)
+        return decision.rest if decision.again is None else decision.again
 
     async def _say(self, world: World, decision: Decision, done: Done) -> bool:
         """Status last and only if different; events after that write succeeded."""
@@ -93,5 +119,6 @@ def decide(world: World, wants: Wanted | None, config: OperatorConfig) -> Decisi
         lambda done: status.status_of(world, model, planned, done.outcome),
         planned,
         again=planned.again,
+        rest=planned.rest,
         unsettled=planned.unsettled,
     )

@@ -20,10 +20,13 @@ from typing import Any
 
 from sovereign_operator import reasons
 from sovereign_operator.api import (
+    ANNOTATION_ALLOWED,
     ANNOTATION_ARTIFACT,
     ANNOTATION_CLUSTER,
     ANNOTATION_PLACEMENT,
     ANNOTATION_RENDERED,
+    ANNOTATION_TIGHTENED,
+    GROUP,
     SovereignModel,
 )
 from sovereign_operator.desired.rendered import contains, rendered_hash
@@ -86,22 +89,40 @@ def planned_for(model: SovereignModel, artifact: Artifact) -> str:
     return rendered_hash(wishes)
 
 
-def stamped(rendered: Manifest, memo: Memo) -> Manifest:
-    """The rendered RayService with our marks, never suspended.
+def stamped(
+    rendered: Manifest, memo: Memo, allowed: tuple[str, ...] = (), live: Manifest | None = None
+) -> Manifest:
+    """The rendered RayService with our marks, never suspended. `allowed`: what the policies let through.
 
     The cluster's hash stands in the head's pod template too: KubeRay mutes replicas and tolerations when it
     compares clusters, and would otherwise not notice a change of those alone.
     """
     manifest = copy.deepcopy(rendered)
     manifest["spec"].pop("suspend", None)
-    cluster = rendered_hash(manifest["spec"]["rayClusterConfig"])
     marks = manifest["metadata"].setdefault("annotations", {})
-    marks[ANNOTATION_CLUSTER] = cluster
+    head = manifest["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
+    on_head = head.setdefault("metadata", {}).setdefault("annotations", {})
+    if tightened := last_tightening(live, allowed):
+        marks[ANNOTATION_TIGHTENED] = on_head[ANNOTATION_TIGHTENED] = tightened
+    on_head[ANNOTATION_CLUSTER] = marks[ANNOTATION_CLUSTER] = rendered_hash(
+        manifest["spec"]["rayClusterConfig"]
+    )
     marks[ANNOTATION_ARTIFACT] = memo.artifact.reference
     marks[ANNOTATION_PLACEMENT] = memo.to_text()
-    head = manifest["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]
-    head.setdefault("metadata", {}).setdefault("annotations", {})[ANNOTATION_CLUSTER] = cluster
+    if allowed:
+        marks[ANNOTATION_ALLOWED] = ",".join(allowed)
+        marks[ANNOTATION_RENDERED] = rendered_hash(manifest)
     return manifest
+
+
+def last_tightening(live: Manifest | None, allowed: tuple[str, ...]) -> str:
+    """Changes when the policies allow less than the running pods were started with: many networks let a
+    connection live on that was opened when it was allowed, so those pods have to go once."""
+    if live is None:
+        return ""
+    before = annotation(live, ANNOTATION_TIGHTENED)
+    gone = set(filter(None, annotation(live, ANNOTATION_ALLOWED).split(","))) - set(allowed)
+    return rendered_hash({"before": before, "gone": sorted(gone)}) if gone else before
 
 
 def suspended(manifest: Manifest) -> Manifest:
@@ -110,6 +131,26 @@ def suspended(manifest: Manifest) -> Manifest:
     stopped["spec"]["suspend"] = True
     stopped["metadata"]["annotations"][ANNOTATION_RENDERED] += "-suspended"
     return stopped
+
+
+def isolated(live: Manifest | None) -> RolloutStep:
+    """Stops the pods whatever is rendered now, or cannot be: the live object is applied as it is, stopped."""
+    stopped = _stage(reasons.ISOLATED, "The pods were stopped after a proven leak.")
+    if live is None or is_dying(live) or live["spec"].get("suspend"):
+        return RolloutStep(moving=stopped)
+    metadata = {name: live["metadata"][name] for name in ("name", "namespace", "ownerReferences")}
+    metadata["labels"] = dict(live["metadata"].get("labels") or {})
+    marks = (live["metadata"].get("annotations") or {}).items()
+    metadata["annotations"] = {ANNOTATION_RENDERED: ""} | {
+        name: text for name, text in marks if name.startswith(f"{GROUP}/")
+    }
+    as_it_is = {
+        "apiVersion": live["apiVersion"],
+        "kind": live["kind"],
+        "metadata": metadata,
+        "spec": live["spec"],
+    }
+    return RolloutStep((Apply(suspended(as_it_is)),), moving=stopped)
 
 
 def next_step(world: World, model: SovereignModel, desired: Manifest | None) -> RolloutStep:

@@ -6,9 +6,12 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
 
 from sovereign_operator import reasons
 from sovereign_operator.api import ANNOTATION_RENDERED, FINALIZER
+from sovereign_operator.config import OperatorConfig
 from sovereign_operator.rollout import first_difference, needs_apply
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import (
@@ -20,7 +23,12 @@ from sovereign_operator.world import (
     Stage,
     annotation,
     is_dying,
+    is_finished,
     name_of,
+)
+
+MISSING: Final = Stage(
+    "False", reasons.POLICY_MISSING, "Policies are being put in force, before anything else."
 )
 
 
@@ -28,9 +36,9 @@ from sovereign_operator.world import (
 class SealingStep:
     """`in_force`: every policy was seen as rendered. No pod may be created before."""
 
-    stage: Stage
     policy_hash: str
     in_force: bool
+    allowed: tuple[str, ...] = ()
     actions: tuple[Action, ...] = ()
 
 
@@ -54,7 +62,7 @@ def next_step(live: tuple[Manifest, ...], desired: tuple[Manifest, ...], sealed_
     in_force = in_force and not actions
     if in_force:
         actions.extend(removal(tuple(by_name.values())))
-    return SealingStep(_stage(in_force, len(desired)), policy_hash(desired), in_force, tuple(actions))
+    return SealingStep(policy_hash(desired), in_force, allowed(desired), tuple(actions))
 
 
 def removal(policies: tuple[Manifest, ...]) -> tuple[Action, ...]:
@@ -72,8 +80,30 @@ def policy_hash(desired: tuple[Manifest, ...]) -> str:
     return hashlib.sha256(json.dumps(specs, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _stage(in_force: bool, count: int) -> Stage:
-    if in_force:
-        words = f"{count} policies are in force in the API; whether the network enforces them was not proven."
-        return Stage("Unknown", reasons.NOT_PROBED, words)
-    return Stage("False", reasons.POLICY_MISSING, "Policies are being put in force, before anything else.")
+def allowed(desired: tuple[Manifest, ...]) -> tuple[str, ...]:
+    """A short hash for each thing that is allowed: to whose pods, which way, with whom, on which port."""
+    found: set[str] = set()
+    anything: list[Manifest] = [{}]
+    for policy in desired:
+        spec = policy["spec"]
+        for way, side in (("ingress", "from"), ("egress", "to")):
+            for rule in spec.get(way) or ():
+                for peer in rule.get(side) or anything:
+                    for port in rule.get("ports") or anything:
+                        found.add(_short_hash([spec["podSelector"], way, peer, port]))
+    return tuple(sorted(found))
+
+
+def mirror_exception(jobs: tuple[Manifest, ...], config: OperatorConfig) -> str:
+    """What the pod of a mirror Job may reach while it runs, in words; empty while there is none."""
+    running = sorted(name_of(job) for job in jobs if not is_dying(job) and not is_finished(job))
+    if not running:
+        return ""
+    sources = config.external_sources
+    ports = ", ".join(str(port) for port in sources.ports)
+    host = urlsplit(sources.endpoint).hostname or sources.endpoint
+    return f"Job {', '.join(running)} mirrors from {host}: its pod may leave the cluster on TCP {ports}."
+
+
+def _short_hash(what: object) -> str:
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]

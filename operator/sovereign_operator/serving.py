@@ -21,6 +21,7 @@ from sovereign_operator.api import (
     LABEL_COMPONENT,
     SovereignModel,
 )
+from sovereign_operator.desired.probe import SEALED
 from sovereign_operator.mirror import waiting_for
 from sovereign_operator.rollout import Memo
 from sovereign_operator.values import Manifest
@@ -131,7 +132,8 @@ def _pod_failure(world: World) -> Stage | None:
         status = pod.get("status") or {}
         for each in status.get("initContainerStatuses") or ():
             if words := _delivery_failure(each):
-                return Stage("False", reasons.DELIVERY_FAILED, f"{name_of(pod)}: {words}")
+                reason = reasons.POD_NOT_SEALED if each.get("name") == SEALED else reasons.DELIVERY_FAILED
+                return Stage("False", reason, f"{name_of(pod)}: {words}")
         words = waiting_for(pod)
         if words.startswith(_PULL_FAILURES):
             return Stage("False", reasons.IMAGE_PULL_FAILED, f"{name_of(pod)}: {words}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from sovereign_operator import conditions, reasons
 from sovereign_operator.api import (
+    COMPONENT_MIRROR,
     ArtifactStatus,
     Condition,
     EgressStatus,
@@ -21,7 +22,7 @@ from sovereign_operator.api import (
 from sovereign_operator.conditions import Outcome, Situation, Violation
 from sovereign_operator.plan import Plan
 from sovereign_operator.values import Manifest, Placement
-from sovereign_operator.world import Create, Happening, Stage, World, stamp
+from sovereign_operator.world import Create, Happening, Stage, World, component_of, stamp
 
 _SERVE_PORT = 8000
 
@@ -49,7 +50,7 @@ def status_of(world: World, model: SovereignModel, plan: Plan, outcome: Outcome)
         serving_artifact=plan.serving_artifact.partition("@")[2] or before.serving_artifact,
         mirror=plan.mirror,
         placement=_placement(plan.placement) if plan.placement else before.placement,
-        egress=EgressStatus(policy_hash=plan.policy_hash),
+        egress=plan.egress,
         endpoint=f"http://{model.name}-serve-svc.{model.namespace}.svc:{_SERVE_PORT}/v1" if serves else "",
         ready_replicas=plan.ready_replicas,
         replicas=model.spec.serving.replicas,
@@ -173,13 +174,14 @@ def _happenings(
     if stalled and (was is None or was.reason != stalled.reason):
         about = str(stalled.observed_generation)
         yield Happening(stalled.reason, stalled.message, "Warning", about=about)
+    yield from _sealed(before.egress or EgressStatus(), after.egress or EgressStatus())
     if after.serving_artifact and before.serving_artifact not in ("", after.serving_artifact):
         yield Happening(reasons.EVENT_UPGRADED, f"{after.serving_artifact} is served now.")
 
 
 def _done(before: SovereignModelStatus, plan: Plan) -> Iterator[Happening]:
     for action in plan.actions:
-        if isinstance(action, Create) and plan.mirror is not None:
+        if isinstance(action, Create) and component_of(action.manifest) == COMPONENT_MIRROR and plan.mirror:
             words = f"The mirror Job {plan.mirror.job} was started (try {plan.mirror.attempt})."
             yield Happening(reasons.EVENT_MIRROR_STARTED, words, about=str(before.observed_generation))
     if plan.upgrade_starts:
@@ -199,6 +201,23 @@ def _mirrored(was: Condition | None, now: Condition | None) -> Iterator[Happenin
     ):
         words = f"{now.reason}: {now.message}"
         yield Happening(reasons.EVENT_MIRROR_FAILED, words, "Warning", about=now.last_transition_time or "")
+
+
+def _sealed(was: EgressStatus, now: EgressStatus) -> Iterator[Happening]:
+    """Each probe is told once, so that the events are its history."""
+    if now.run not in ("", was.run):
+        kind: Literal["Normal", "Warning"] = "Normal" if now.verdict == reasons.SEALED else "Warning"
+        yield Happening(now.verdict, now.message, kind, about=now.run)
+    if now.isolated and not was.isolated:
+        words = f"{now.verdict} was confirmed by a second probe, and the pods are stopped."
+        yield Happening(reasons.EVENT_ISOLATED, words, "Warning", about=now.run)
+    if was.isolated and not now.isolated:
+        words = "Somebody released the isolation; the model is served again once a probe has said Sealed."
+        yield Happening(reasons.EVENT_RELEASED, words, about=now.released)
+    if now.mirror_exception not in ("", was.mirror_exception):
+        yield Happening(reasons.EVENT_EXCEPTION_OPENED, now.mirror_exception)
+    if was.mirror_exception and not now.mirror_exception:
+        yield Happening(reasons.EVENT_EXCEPTION_CLOSED, f"It is over: {was.mirror_exception}")
 
 
 def _ready(was: Condition | None, now: Condition | None) -> Iterator[Happening]:

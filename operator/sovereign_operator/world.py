@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from sovereign_operator.api import SovereignModel
+from sovereign_operator.api import LABEL_COMPONENT, SovereignModel
 from sovereign_operator.indices import Key
 from sovereign_operator.kuberay import KubeRay
 from sovereign_operator.values import NOT_THERE, Evidence, Found, Manifest, MirrorProgress, NodeFacts
@@ -29,8 +29,12 @@ class World:
     policies: tuple[Manifest, ...] = ()
     ray_service: Manifest | None = None
     ray_clusters: tuple[Manifest, ...] = ()
-    pods: tuple[Manifest, ...] = ()  # of the sealed set
-    jobs: tuple[Manifest, ...] = ()
+    pods: tuple[Manifest, ...] = ()  # of the sealed set, without those of the probe
+    probe_pods: tuple[Manifest, ...] = ()  # prober, peer and control
+    probe_jobs: tuple[Manifest, ...] = ()  # of prober and control
+    services: tuple[Manifest, ...] = ()  # the peer's
+    namespace_sealed: bool | None = None  # whether it carries its label; None: nobody asks for it
+    jobs: tuple[Manifest, ...] = ()  # of the mirror
     job_pods: tuple[Manifest, ...] = ()
     progress: MirrorProgress | None = None
     found: Found = NOT_THERE
@@ -138,6 +142,22 @@ def annotation(manifest: Manifest, name: str) -> str:
 
 def is_dying(manifest: Manifest) -> bool:
     return bool(manifest["metadata"].get("deletionTimestamp"))
+
+
+def is_of(pod: Manifest, job: Manifest) -> bool:
+    """Whether the Job made this pod."""
+    return any(
+        owner.get("uid") == job["metadata"].get("uid")
+        for owner in pod["metadata"].get("ownerReferences") or ()
+    )
+
+
+def is_finished(job: Manifest) -> bool:
+    return any(condition_of(job, kind).get("status") == "True" for kind in ("Complete", "Failed"))
+
+
+def component_of(manifest: Manifest) -> str:
+    return str((manifest["metadata"].get("labels") or {}).get(LABEL_COMPONENT, ""))
 
 
 def condition_of(manifest: Manifest, kind: str) -> Manifest:

@@ -140,6 +140,10 @@ ALLOWED: list[Right] = [
     ("patch", "sovereignmodels.sovereign.dev/status", MODELS),
     ("create", "networkpolicies.networking.k8s.io", MODELS),
     ("create", "events", MODELS),
+    ("get", "namespaces", MODELS),
+    ("create", "pods", MODELS),
+    ("create", "services", MODELS),
+    ("create", "jobs.batch", MODELS),
 ]
 FORBIDDEN: list[Right] = [
     *(
@@ -156,12 +160,12 @@ FORBIDDEN: list[Right] = [
         for verb, sub in (("create", "exec"), ("get", "exec"), ("get", "log"), ("create", "attach"))
         for namespace in (SYSTEM, MODELS, OTHER, None)
     ),
-    *(
-        (verb, "pods", namespace)
-        for verb in ("create", "patch", "delete")
-        for namespace in (SYSTEM, MODELS, None)
-    ),
+    *((verb, "pods", namespace) for verb in ("create", "delete") for namespace in (SYSTEM, OTHER, None)),
+    *((verb, "pods", namespace) for verb in ("patch", "update") for namespace in (SYSTEM, MODELS, None)),
     *((verb, "namespaces", None) for verb in ("get", "list", "create", "patch", "delete")),
+    *((verb, "namespaces", MODELS) for verb in ("list", "patch", "update", "delete")),
+    ("get", "namespaces", OTHER),
+    *((verb, "services", namespace) for verb in ("create", "patch") for namespace in (SYSTEM, OTHER, None)),
     *(
         (verb, f"{resource}.rbac.authorization.k8s.io", None)
         for verb in ("create", "update", "patch", "bind", "escalate")
@@ -170,7 +174,8 @@ FORBIDDEN: list[Right] = [
     ("patch", "nodes", None),
     ("impersonate", "users", None),
     ("create", "serviceaccounts/token", SYSTEM),
-    ("create", "jobs.batch", MODELS),
+    ("create", "jobs.batch", OTHER),
+    *((verb, "jobs.batch", namespace) for verb in ("patch", "update") for namespace in (SYSTEM, MODELS)),
     ("create", "networkpolicies.networking.k8s.io", OTHER),
     ("create", "networkpolicies.networking.k8s.io", SYSTEM),
     ("patch", "validatingadmissionpolicies.admissionregistration.k8s.io", None),

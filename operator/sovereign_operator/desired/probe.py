@@ -41,6 +41,8 @@ GRACE_SECONDS: Final = 60
 KEPT_SECONDS: Final = 600
 # How long a model pod waits for the seal before it fails and is started again.
 WAIT_SECONDS: Final = 60
+# The container that does.
+SEALED: Final = "sealed"
 RETRIES_OF_A_JOB: Final = 0
 MANAGED: Final = {"app.kubernetes.io/managed-by": "sovereign-operator"}
 
@@ -120,7 +122,7 @@ def waiting_container(model: SovereignModel, config: OperatorConfig) -> Manifest
     canary = config.probe.canary or ""
     arguments = ["probe", "wait", "--canary", canary, "--peer", peer_host(model, config)]
     arguments += ["--seconds", str(WAIT_SECONDS), "--result-file", RESULT_FILE]
-    return _container(config, "sealed", arguments) | _reporting()
+    return _container(config, SEALED, arguments) | _reporting()
 
 
 def targets(config: OperatorConfig) -> tuple[Target, ...]:
@@ -192,7 +194,7 @@ def _trying(config: OperatorConfig, name: str, plan: ProbePlan) -> Manifest:
     arguments = ["probe", "run", "--plan-json", plan.render(), "--result-file", RESULT_FILE]
     container = _container(config, name, arguments) | _reporting()
     container["env"] = [
-        _field("NODE_IP", "status.hostIP"),
+        _field("NODE_IP", "status.hostIPs"),
         _field("NODE_NAME", "spec.nodeName"),
         *container["env"],
     ]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sovereign_operator import conditions, reasons
-from sovereign_operator.api import Condition
+from sovereign_operator.api import Condition, EgressStatus
 from sovereign_operator.conditions import READY, Outcome, Situation, first_violation
 from sovereign_operator.plan import Plan
 from sovereign_operator.world import Stage
@@ -44,6 +44,9 @@ SITUATIONS = {
     "unplaced": a_situation(a_plan(placed=bad("NoMatchingNodes"))),
     "unsealed": a_situation(a_plan(sealed=bad("PolicyMissing"))),
     "unproven": a_situation(a_plan(seal_required=True)),
+    "leaking": a_situation(a_plan(seal_required=True, sealed=bad("LeakDetected", True))),
+    "leak reported": a_situation(a_plan(sealed=bad("LeakDetected", True))),
+    "isolated": a_situation(a_plan(seal_required=True, egress=EgressStatus(isolated=True))),
     "starting": a_situation(a_plan(serving=bad("Starting"))),
     "refused": a_situation(outcome=Outcome(refused="exceeded quota")),
     "contested": a_situation(outcome=Outcome(contested="rival")),
@@ -80,7 +83,10 @@ def test_all_stages_are_there_and_everything_carries_the_generation(name: str) -
         ("unverified", "NotSigned", "Stalled"),
         ("unplaced", "NoMatchingNodes", "Reconciling"),
         ("unsealed", "PolicyMissing", "Reconciling"),
-        ("unproven", "NotProbed", "Stalled"),
+        ("unproven", "NotProbed", "Reconciling"),
+        ("leaking", "LeakDetected", "Stalled"),
+        ("leak reported", "AllChecksPassed", ""),
+        ("isolated", "Isolated", "Stalled"),
         ("starting", "Starting", "Reconciling"),
         ("refused", "ApplyRefused", "Stalled"),
         ("contested", "FieldConflict", "Stalled"),

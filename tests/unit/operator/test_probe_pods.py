@@ -140,7 +140,7 @@ def test_those_who_try_know_their_node_and_report_by_their_termination_message()
             for each in container["env"]
             if "valueFrom" in each
         }
-        assert paths == {"NODE_IP": "status.hostIP", "NODE_NAME": "spec.nodeName"}
+        assert paths == {"NODE_IP": "status.hostIPs", "NODE_NAME": "spec.nodeName"}
         assert container["args"][-2:] == ["--result-file", container["terminationMessagePath"]]
 
 

@@ -37,6 +37,7 @@ from sovereign_operator.world import (
     Release,
     Reseal,
     World,
+    component_of,
     name_of,
     stamp,
 )
@@ -45,6 +46,7 @@ from tests.unit.operator.builders import COMMIT, IMAGE, a_config, a_node, an_art
 START = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 NAMESPACE = "models"
 
+PROBE = ("control", "peer", "prober")
 # A worker whose readiness probe was answered.
 RUNNING = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
 
@@ -74,6 +76,7 @@ class Universe:
     nodes: tuple[NodeFacts, ...] = (a_node(),)
     kuberay: KubeRay = KubeRay.SUPPORTED
     token_missing: bool = False
+    namespace_sealed: bool | None = None
     evidence: Evidence | None = None
     progress: MirrorProgress | None = None
     children: dict[tuple[str, str], Manifest] = field(default_factory=dict)
@@ -84,8 +87,12 @@ class Universe:
 
     # -- looking ------------------------------------------------------------------------------------------
 
-    def of(self, kind: str) -> tuple[Manifest, ...]:
-        return tuple(one for (k, _), one in sorted(self.children.items()) if k == kind)
+    def of(self, kind: str, only: tuple[str, ...] = (), but: tuple[str, ...] = ()) -> tuple[Manifest, ...]:
+        """The children of one kind, by name; `only` or `but` those with these components."""
+        found = (one for (k, _), one in sorted(self.children.items()) if k == kind)
+        return tuple(
+            one for one in found if (not only or component_of(one) in only) and component_of(one) not in but
+        )
 
     def world(self) -> World:
         body = None if self.gone else self.body
@@ -96,8 +103,12 @@ class Universe:
             policies=self.of("NetworkPolicy"),
             ray_service=next(iter(self.of("RayService")), None),
             ray_clusters=self.of("RayCluster"),
-            pods=self.of("Pod"),
-            jobs=self.of("Job"),
+            pods=self.of("Pod", but=PROBE),
+            probe_pods=self.of("Pod", only=PROBE),
+            probe_jobs=self.of("Job", only=PROBE),
+            services=self.of("Service"),
+            namespace_sealed=self.namespace_sealed,
+            jobs=self.of("Job", but=PROBE),
             job_pods=tuple(self.job_pods),
             progress=self.progress,
             found=self.found,
@@ -159,6 +170,7 @@ class Universe:
         live = copy.deepcopy(manifest)
         before = self.children.get(key, {})
         live["metadata"] |= {"uid": f"uid-{key[1]}", "generation": 1 + self._generation(before, live)}
+        live["metadata"]["creationTimestamp"] = stamp(self.now)
         if "status" in before:
             live["status"] = before["status"]
         self.children[key] = live
@@ -235,11 +247,13 @@ class Universe:
 
     def stop_cluster(self) -> None:
         self.children = {
-            key: one for key, one in self.children.items() if key[0] not in ("RayCluster", "Pod")
+            key: one
+            for key, one in self.children.items()
+            if key[0] != "RayCluster" and (key[0] != "Pod" or component_of(one) in PROBE)
         }
 
     def end_job(self, message: str, condition: str = "Failed") -> None:
-        job = self.of("Job")[0]
+        job = self.of("Job", but=PROBE)[0]
         ended = {"type": condition, "status": "True", "lastTransitionTime": stamp(self.now)}
         job["status"] = {"conditions": [ended | {"reason": "BackoffLimitExceeded", "message": "it gave up"}]}
         terminated = {"exitCode": 3, "reason": "Error", "message": message}

@@ -218,6 +218,7 @@ def demo_values(images: dict[str, str]) -> Manifest:
         "productLabel": PRODUCT_LABEL,
         "registry": {"persistence": {"enabled": False}},
         "resolver": {"replicas": 1},
+        "admission": {"registries": sorted({image.partition("/")[0] for image in images.values()})},
     }
 
 

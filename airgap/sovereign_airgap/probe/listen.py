@@ -14,6 +14,7 @@ import contextlib
 import errno
 import re
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final
@@ -36,6 +37,14 @@ _CLIENT_PORTS: Final = 1024
 # A connection counts as reached once the kernel has it, so a flood must fill this first.
 _BACKLOG: Final = 1024
 _PAUSE_SECONDS: Final = 0.1
+
+_IP_PKTINFO: Final = 8  # the socket module has it from Python 3.12 on
+_TELL_ADDRESS: Final = {
+    socket.AF_INET: (socket.IPPROTO_IP, _IP_PKTINFO),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO),
+}
+_CONTROL_BYTES: Final = socket.CMSG_SPACE(20)
+_MULTICAST: Final = 0xFF
 
 Respond = Callable[[socket.socket], Awaitable[None]]
 
@@ -115,18 +124,19 @@ class Listener:
         """Reads some datagrams, not all, so that a flood on one port leaves time for the others."""
         for _ in range(_DATAGRAMS_AT_ONCE):
             try:
-                message, sender = listening.recvfrom(_READ_BYTES)
+                message, control, _, sender = listening.recvmsg(_READ_BYTES, _CONTROL_BYTES)
             except BlockingIOError:
                 return
             except OSError:  # an answer of before came back as an ICMP error
                 continue
-            if sender[1] < _CLIENT_PORTS or sender[1] in self.ports:
+            source = _answers_from(control)
+            if source is None or sender[1] < _CLIENT_PORTS or sender[1] in self.ports:
                 continue
             answer = respond(message)
             if answer is not None and len(answer) <= len(message):
                 # A full buffer drops it, as the network would: nothing is kept for later.
                 with contextlib.suppress(OSError):
-                    listening.sendto(answer, sender)
+                    listening.sendmsg([answer], [source], 0, sender)
 
 
 async def _bounded(connection: socket.socket, respond: Respond) -> None:
@@ -174,6 +184,20 @@ def _dns_datagram(message: bytes) -> bytes | None:
     return dns.answer_to(message, len(message))
 
 
+def _answers_from(control: list[tuple[int, int, bytes]]) -> tuple[int, int, bytes] | None:
+    """What makes the answer leave from the address that was asked; None if many were asked at once.
+
+    A machine with several addresses would else answer from its first, and be taken for a stranger.
+    """
+    for level, kind, data in control:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            _, local, asked = struct.unpack("@i4s4s", data)
+            return (level, kind, struct.pack("@i4s4s", 0, local, local)) if local == asked else None
+        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+            return None if data[0] == _MULTICAST else (level, kind, data)
+    return None
+
+
 async def _pieces(connection: socket.socket, most: int) -> AsyncIterator[bytes]:
     """What a client sends, until it ends or `most` bytes have come."""
     loop = asyncio.get_running_loop()
@@ -195,6 +219,8 @@ def _open(port: int, kind: socket.SocketKind, opened: contextlib.ExitStack) -> l
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(kind == socket.SOCK_STREAM))
             if family == socket.AF_INET6:
                 made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if kind == socket.SOCK_DGRAM:
+                made.setsockopt(*_TELL_ADDRESS[family], 1)
             made.bind((any_address, port or (_port(found[0]) if found else 0)))
             if kind == socket.SOCK_STREAM:
                 made.listen(_BACKLOG)

@@ -28,7 +28,9 @@ async def run_plan(plan: ProbePlan, pod: Surroundings) -> ProbeResult:
     try:
         async with asyncio.timeout(plan.bound):
             canary, settled = await _settle(plan, pod)
-            peer, tried = await asyncio.gather(_try_peer(plan, pod), _try_targets(plan, pod))
+            again, peer, tried = await asyncio.gather(
+                _try_canary_again(plan, pod, canary, settled), _try_peer(plan, pod), _try_targets(plan, pod)
+            )
     except TimeoutError:
         raise ProbeInconclusive(
             f"Expected the run to end within {plan.bound:g} s, but the pod was not given the time for it; "
@@ -39,8 +41,8 @@ async def run_plan(plan: ProbePlan, pod: Surroundings) -> ProbeResult:
         at=datetime.now(UTC),
         seconds=loop.time() - begun,
         node=pod.node_name,
-        settled=settled,
-        paths={**canary, **peer, **tried},
+        settled=settled if again == canary else None,
+        paths={**again, **peer, **tried},
     )
 
 
@@ -64,6 +66,15 @@ async def _settle(plan: ProbePlan, pod: Surroundings) -> tuple[dict[str, Outcome
         if loop.time() - begun + _PAUSE_SECONDS >= plan.settle_seconds:
             return found, None
         await asyncio.sleep(_PAUSE_SECONDS)
+
+
+async def _try_canary_again(
+    plan: ProbePlan, pod: Surroundings, found: dict[str, Outcome], settled: float | None
+) -> dict[str, Outcome]:
+    """The canary once more, beside the peer: a network that was not up yet had denied it too."""
+    if plan.canary is None or settled is None:
+        return found
+    return await pod.try_canary(plan.canary, plan.timeout_seconds)
 
 
 async def _try_peer(plan: ProbePlan, pod: Surroundings) -> dict[str, Outcome]:

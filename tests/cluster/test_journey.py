@@ -7,18 +7,21 @@ One model on one cluster, the tests in their order: each begins where the one be
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Iterator
 from threading import Event
 from time import monotonic
 
 import pytest
 import yaml
 
-from dev import stack
+from dev import outside, policy, stack
+from dev.cluster import Cluster
 from dev.demo import NAME, ask
-from dev.kubectl import Kubectl, KubectlFailed, Manifest, is_true
+from dev.kubectl import Kubectl, KubectlFailed, Manifest, condition, is_true
 from dev.stack import MODELS, SYSTEM, Stack
 from tests.cluster.audit import AuditLog
+from tests.cluster.pod_addresses import PodAddresses
+from tests.cluster.until import READY_WITHIN, is_current, until
 
 # The first test also waits for the images, which take their time where nothing is cached.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]
@@ -26,23 +29,6 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]
 OPERATOR = f"system:serviceaccount:{SYSTEM}:sovereign-operator"
 PROMPT = "Who are you?"
 RAY_LOGS = "/tmp/ray/session_latest/logs"
-READY_WITHIN = 900.0  # seconds on two busy cores; usually 120
-
-
-def until(
-    kubectl: Kubectl, *what: str, holds: Callable[[Manifest], bool], seconds: float = READY_WITHIN
-) -> Manifest:
-    """Watch an object until `holds`; fail with its last state."""
-    seen: Manifest = {}
-    for seen in kubectl.watch(*what, seconds=seconds):
-        if holds(seen):
-            return seen
-    said = json.dumps(seen.get("status", {}), indent=1)[-3000:]
-    raise AssertionError(f"{' '.join(what)} did not come to that within {seconds:.0f} s; last status: {said}")
-
-
-def is_current(model: Manifest) -> bool:
-    return bool(model.get("status", {}).get("observedGeneration") == model["metadata"]["generation"])
 
 
 def wait_ready(kubectl: Kubectl) -> Manifest:
@@ -65,6 +51,14 @@ def granted(installed: Stack) -> set[tuple[str, str]]:
                     rights |= {(verb, resource) for verb in rule["verbs"] for resource in rule["resources"]}
     assert rights
     return rights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def addresses(installed: Stack, node_cluster: Cluster) -> Iterator[PodAddresses]:
+    """Who had which address, from before the model; what was sent before is forgotten."""
+    with PodAddresses(installed.kubectl) as known:
+        outside.forget(node_cluster)
+        yield known
 
 
 @pytest.fixture(scope="module")
@@ -198,9 +192,18 @@ def test_a_lost_policy_comes_back(installed: Stack, model: Manifest) -> None:
     kubectl = installed.kubectl
     name = kubectl.items("-n", MODELS, "networkpolicies")[0]["metadata"]["name"]
     uid = kubectl.get("-n", MODELS, "networkpolicy", name)["metadata"]["uid"]
-    kubectl("-n", MODELS, "delete", "networkpolicy", name, "--wait=false")
+    delete_policy(kubectl, name)
     _appears_anew(kubectl, "networkpolicy", name, uid)
     wait_ready(kubectl)
+
+
+def delete_policy(kubectl: Kubectl, name: str) -> None:
+    """As somebody who may: admission lets no person write policies into a sealed namespace."""
+    somebody = (
+        "--as=system:serviceaccount:kube-system:generic-garbage-collector",
+        "--as-group=system:masters",
+    )
+    kubectl("-n", MODELS, "delete", "networkpolicy", name, "--wait=false", *somebody)
 
 
 def test_the_operator_pod_comes_back_and_changes_nothing(installed: Stack, model: Manifest) -> None:
@@ -233,6 +236,62 @@ def _appears_anew(kubectl: Kubectl, kind: str, name: str, old_uid: str) -> None:
         if seen["metadata"]["name"] == name and seen["metadata"]["uid"] != old_uid:
             return
     raise AssertionError(f"{kind} {name} did not come back within 120 s")
+
+
+def test_nothing_but_the_probe_ever_tried_to_leave(
+    installed: Stack, model: Manifest, node_cluster: Cluster, addresses: PodAddresses
+) -> None:
+    """Every packet that a pod sends out of the cluster's ranges is counted, denied or not."""
+    tried = by_component(node_cluster, addresses)
+    assert tried.pop("prober") > 0
+    assert tried.pop("control") > 0
+    assert tried == {}
+
+
+def test_a_planted_phone_home_is_seen_and_goes_nowhere(
+    installed: Stack, model: Manifest, node_cluster: Cluster, addresses: PodAddresses
+) -> None:
+    worker = pods(installed.kubectl, "worker")[0]
+    name, container = worker["metadata"]["name"], worker["spec"]["containers"][0]["name"]
+    call = f"import socket; socket.create_connection(('{outside.WEB}', 443), timeout=3)"
+    with pytest.raises(KubectlFailed, match="timed out"):
+        installed.kubectl("-n", MODELS, "exec", name, "-c", container, "--", "python", "-c", call)
+    assert by_component(node_cluster, addresses)["worker"] > 0
+
+
+def by_component(cluster: Cluster, addresses: PodAddresses) -> dict[str, int]:
+    """Packets towards the outside, by the component of the pod that sent them."""
+    found: dict[str, int] = {}
+    for (source, _), packets in outside.counts(cluster).items():
+        component = addresses.component(source)
+        found[component] = found.get(component, 0) + packets
+    return found
+
+
+def test_a_network_that_stops_enforcing_stops_the_model_until_a_person_lets_it_go(
+    installed: Stack, model: Manifest, node_cluster: Cluster
+) -> None:
+    kubectl = installed.kubectl
+    wait_ready(kubectl)
+    policy.stop(node_cluster)
+    # A policy deleted by hand is put back, and the seal is proven anew: that is what finds it.
+    delete_policy(kubectl, kubectl.items("-n", MODELS, "networkpolicies")[0]["metadata"]["name"])
+    seen = until(kubectl, "-n", MODELS, "smodel", NAME, holds=_is_isolated, seconds=400)
+    assert condition(seen, "EgressSealed")["reason"] == "PolicyNotEnforced"
+    assert not is_true(seen, "Ready")
+    deadline = monotonic() + 180
+    while left := [*pods(kubectl, "worker"), *pods(kubectl, "head")]:
+        assert monotonic() < deadline, [pod["metadata"]["name"] for pod in left]
+
+    policy.start(node_cluster)
+    kubectl("-n", MODELS, "annotate", "smodel", NAME, "sovereign.dev/release-isolation=network-repaired")
+
+    wait_ready(kubectl)
+    assert ask(kubectl, "Are you back?").tokens > 0
+
+
+def _is_isolated(model: Manifest) -> bool:
+    return bool(model.get("status", {}).get("egress", {}).get("isolated"))
 
 
 def test_a_changed_revision_is_served_only_once_it_is_verified(installed: Stack, model: Manifest) -> None:

@@ -89,18 +89,13 @@ def has_ipv6() -> bool:
 
 def refuse_where_taken() -> None:
     """Say so where the machine's own network uses an address that we would make."""
-    for version, addresses in (("-4", (WEB, METADATA, OTHER_NODE)), ("-6", (WEB6,))):
-        for route in json.loads(run("ip", "-j", version, "route", "show") or "[]"):
-            if route["dst"] == "default" or route.get("dev") == OUTSIDE_LINK:
-                continue
-            destination = ipaddress.ip_network(route["dst"], strict=False)
-            for address in addresses:
-                if destination.prefixlen and ipaddress.ip_address(address) in destination:
-                    raise ClusterError(
-                        f"This machine has a route to {destination} over {route.get('dev', '?')}, and the "
-                        f"embedded node would use {address} for its stand-in of the outside; use another "
-                        "machine, or remove the route."
-                    )
+    for destination, link in network.routes():
+        for address in (WEB, METADATA, OTHER_NODE, WEB6):
+            if link != OUTSIDE_LINK and ipaddress.ip_address(address) in destination:
+                raise ClusterError(
+                    f"This machine has a route to {destination} over {link}, and the embedded node would use "
+                    f"{address} for its stand-in of the outside; use another machine, or remove the route."
+                )
 
 
 def clean() -> None:

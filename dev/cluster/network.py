@@ -10,10 +10,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 from dev.cluster.errors import ClusterError
 from dev.cluster.state import KUBELET_PORT, NODE_IP, NODE_IP6, POD_CIDR, POD_CIDR6, SERVICE_CIDR, Cluster
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 BRIDGE = "sovereign0"
 # The way to the stand-in for the world (dev.outside). The guard knows it before it exists.
@@ -45,14 +48,21 @@ def claim(cluster: Cluster) -> None:
                 "already; use another machine, or remove the table if nothing needs it "
                 f"(`nft delete table {family} {table}`)."
             )
-    for route in json.loads(run("ip", "-j", "-4", "route", "show") or "[]"):
-        destination = "0.0.0.0/32" if route["dst"] == "default" else route["dst"]
-        for ours in (POD_CIDR, SERVICE_CIDR):
-            if ipaddress.ip_network(destination, strict=False).overlaps(ipaddress.ip_network(ours)):
+    for destination, link in routes():
+        for ours in map(ipaddress.ip_network, (POD_CIDR, SERVICE_CIDR, POD_CIDR6)):
+            if destination.version == ours.version and destination.overlaps(ours):
                 raise ClusterError(
-                    f"This machine has a route to {destination} over {route.get('dev', '?')}, which overlaps "
-                    f"the cluster's own range {ours}; the embedded node cannot run beside it."
+                    f"This machine has a route to {destination} over {link}, which overlaps the cluster's own "
+                    f"range {ours}; the embedded node cannot run beside it."
                 )
+
+
+def routes() -> Iterator[tuple[Network, str]]:
+    """The machine's routes and the links that they lead to, without the default ones."""
+    for version in ("-4", "-6"):
+        for route in json.loads(run("ip", "-j", version, "route", "show") or "[]"):
+            if route["dst"] != "default":
+                yield ipaddress.ip_network(route["dst"], strict=False), str(route.get("dev", "?"))
 
 
 def _owner() -> str | None:

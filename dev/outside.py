@@ -90,6 +90,8 @@ def has_ipv6() -> bool:
 def refuse_where_taken() -> None:
     """Say so where the machine's own network uses an address that we would make."""
     for destination, link in network.routes():
+        if destination.prefixlen < 8:  # a default route in two halves, as some VPNs have it
+            continue
         for address in (WEB, METADATA, OTHER_NODE, WEB6):
             if link != OUTSIDE_LINK and ipaddress.ip_address(address) in destination:
                 raise ClusterError(

@@ -52,8 +52,8 @@ def claim(cluster: Cluster) -> None:
         for ours in map(ipaddress.ip_network, (POD_CIDR, SERVICE_CIDR, POD_CIDR6)):
             if destination.version == ours.version and destination.overlaps(ours):
                 raise ClusterError(
-                    f"This machine has a route to {destination} over {link}, which overlaps the cluster's own "
-                    f"range {ours}; the embedded node cannot run beside it."
+                    f"This machine has a route to {destination} over {link}, which overlaps the cluster's "
+                    f"own range {ours}; the embedded node cannot run beside it."
                 )
 
 

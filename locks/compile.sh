@@ -9,3 +9,4 @@ for extra in operator airgap serving serving-cpu dev; do compile "$extra" pyproj
 compile build locks/build.in
 compile uv locks/uv.in
 compile go locks/go.in
+compile checkov locks/checkov.in

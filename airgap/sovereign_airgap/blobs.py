@@ -14,14 +14,10 @@ from sovereign_airgap.manifest import Descriptor
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.registry import Registry
 from sovereign_airgap.uploads import RefusedByRegistry
-from sovereign_airgap.wire import Download, LineBroken
+from sovereign_airgap.wire import Download, LineBroken, StreamRestarted
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _PROGRESS_BYTES = 1024 * 1024
-
-
-class BlobRestarted(Exception):
-    """The registry ignored the Range: the stream is at the blob's start again, and so must the reader be."""
 
 
 class BlobStream:
@@ -69,7 +65,7 @@ class BlobStream:
             room = half.room()
             try:
                 count = self.readinto(room)
-            except BlobRestarted:
+            except StreamRestarted:
                 progress.moved(-seen)
                 sha256, seen = hashlib.sha256(), 0
                 half.restart()
@@ -100,7 +96,7 @@ class BlobStream:
         self._download = download
         if download.status == HTTPStatus.OK and start:
             self.position = 0
-            raise BlobRestarted
+            raise StreamRestarted
 
     def _require_success(self, download: Download, start: int) -> None:
         size, status, registry = self._blob.size, download.status, self._registry
@@ -157,7 +153,7 @@ def read_blob(registry: Registry, blob: Descriptor, what: str, limit: int) -> by
         while True:
             try:
                 count = stream.readinto(buffer[filled:])
-            except BlobRestarted:
+            except StreamRestarted:
                 filled = 0
                 continue
             if count == 0:

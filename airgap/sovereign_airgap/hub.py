@@ -51,10 +51,6 @@ class WindowRefused(Exception):
         self.final = final
 
 
-class SourceRestarted(Exception):
-    """A 200 came to a request from the middle: the stream is at the file's start again."""
-
-
 class Hub:
     """One endpoint with one token. Threads may share it."""
 

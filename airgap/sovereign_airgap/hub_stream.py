@@ -12,10 +12,10 @@ from typing import Protocol, Self
 
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import SizeMismatch
-from sovereign_airgap.hub import Hub, HubWindow, SourceRestarted, WindowRefused, wrong_bytes
+from sovereign_airgap.hub import Hub, HubWindow, WindowRefused, wrong_bytes
 from sovereign_airgap.listing import HubFile
 from sovereign_airgap.reference import HubReference
-from sovereign_airgap.wire import LineBroken
+from sovereign_airgap.wire import LineBroken, StreamRestarted
 
 # A source that brings less than this between two failures is not getting anywhere.
 _PROGRESS_BYTES = 1024 * 1024
@@ -126,6 +126,6 @@ class HubStream:
         window = self._hub.open(self._reference, self._file, self.position, end)
         if window.start != self.position:
             self._window, self.position, self._opened_at = window, window.start, window.start
-            raise SourceRestarted
+            raise StreamRestarted
         self._window = window
         self._opened_at = window.start

@@ -42,6 +42,10 @@ class LineBroken(Exception):
         self.stalled = stalled
 
 
+class StreamRestarted(Exception):
+    """A 200 came to a request from the middle: the stream is at its first byte again, so is its reader."""
+
+
 class Origin(NamedTuple):
     """Scheme, host and port: who gets credentials and who does not."""
 

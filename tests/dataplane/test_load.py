@@ -20,7 +20,7 @@ from tests.dataplane.bundle_site import (
 from tests.dataplane.test_outages import assert_told_well
 from tests.unit.airgap.bundles import COMMIT_ONE, MODEL_ONE, NAME, Draft
 from tests.unit.faults import proxy
-from tests.unit.faults.proxy import Answer, Change, CutUpload, Fault, LoseAnswer, Silence
+from tests.unit.faults.proxy import Answer, Change, CutUpload, Fault, LoseAnswer, Silence, Trickle
 
 
 @pytest.fixture
@@ -112,6 +112,7 @@ OUTAGES: dict[str, Outage] = {
     "it is throttled without end": Outage(Answer(429, {"Retry-After": "0"}), "RegistryUnavailable"),
     "it breaks every connection": Outage(LoseAnswer(), "RegistryUnavailable"),
     "it falls silent": Outage(Silence(), "Stalled", method="PATCH"),
+    "it takes 1 KB/s": Outage(Trickle(), "Stalled", method="PATCH"),
     "every upload breaks off half-way": Outage(CutUpload(after=1000), "RegistryUnavailable", method="PATCH"),
     "every session is lost": Outage(Answer(404), "RegistryUnavailable", method="PATCH"),
     "its Location is on another origin": Outage(
@@ -164,7 +165,7 @@ OUTAGES: dict[str, Outage] = {
 def test_an_outage_has_its_reason_and_moves_no_tag(site: BundleSite, name: str) -> None:
     outage = OUTAGES[name]
     site.registry.break_(outage.fault, method=outage.method, path=outage.path)
-    if isinstance(outage.fault, Silence):
+    if isinstance(outage.fault, Silence | Trickle):
         site.hasten()
 
     failed = site.load()

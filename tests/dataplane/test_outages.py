@@ -14,7 +14,7 @@ import pytest
 from tests.dataplane.models import WEIGHTS, a_model, framed
 from tests.dataplane.site import REPO, Outcome, Site
 from tests.unit.faults import proxy
-from tests.unit.faults.proxy import Answer, Change, Cut, CutUpload, Fault, Hang, LoseAnswer
+from tests.unit.faults.proxy import Answer, Change, Cut, CutUpload, Fault, Hang, LoseAnswer, Trickle
 
 GATED = Answer(
     403,
@@ -76,6 +76,7 @@ OUTAGES: dict[str, Outage] = {
     "weights are too long": Outage("storage", Change(proxy.lengthen(1)), "SizeMismatch", 3),
     "weights never come whole": Outage("storage", Cut(after=0), "SourceUnavailable", 1),
     "weights hang": Outage("storage", Hang(after=0), "Stalled", 1),
+    "weights come at 1 KB/s": Outage("storage", Trickle(), "Stalled", 1),
     "the storage fails": Outage("storage", Answer(503), "SourceUnavailable", 1),
     "the storage forbids for good": Outage("storage", Answer(403), "SourceForbidden", 1),
     "the range is answered with another one": Outage(
@@ -91,6 +92,7 @@ OUTAGES: dict[str, Outage] = {
         "registry", Answer(401, {"WWW-Authenticate": 'Basic realm="r"'}), "RegistryForbidden", 1
     ),
     "the registry allows no push": Outage("registry", Answer(403), "RegistryForbidden", 1, "POST"),
+    "the registry takes 1 KB/s": Outage("registry", Trickle(), "Stalled", 1, "PATCH"),
     "every upload breaks off": Outage(
         "registry", CutUpload(after=100), "RegistryUnavailable", 1, "PATCH", "/uploads/"
     ),
@@ -139,7 +141,7 @@ def test_an_outage_has_its_reason_and_leaves_nothing(site: Site, name: str) -> N
     outage = OUTAGES[name]
     faulty: proxy.FaultyProxy = getattr(site, outage.who)
     faulty.break_(outage.fault, method=outage.method, path=outage.path)
-    if isinstance(outage.fault, Hang):
+    if isinstance(outage.fault, Hang | Trickle):
         site.hasten()
 
     failed = site.mirror()

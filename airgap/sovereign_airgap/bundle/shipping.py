@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from sovereign_airgap.blob_upload import BlobUpload
 from sovereign_airgap.bundle.cargo import Shipment, Stock
 from sovereign_airgap.bundle.layout import blob_path
 from sovereign_airgap.bundle.part_damage import blame
 from sovereign_airgap.bundle.place import Place
-from sovereign_airgap.bundle.sending import Sending
+from sovereign_airgap.bundle.sending import BundleBlob
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import ArtifactNotFound, RegistryForbidden
 from sovereign_airgap.manifest import Descriptor
@@ -103,18 +104,12 @@ class Shipping:
             return 0
         path = blob_path(shipment.digest)
         with holder.open(path) as stream:
-            sending = Sending(
-                registry,
-                stream,
-                shipment.digest,
-                shipment.size,
-                holder.describe,
-                self.progress,
-                partial(blame, holder, path),
-                self.chunk,
+            blob = BundleBlob(
+                stream, shipment.digest, shipment.size, holder.describe, partial(blame, holder, path)
             )
-            sent = sending.run(session)
-        self.tally.add(sent=1, sent_bytes=sent)
+            upload = BlobUpload(registry, blob, self.progress, self.chunk)
+            upload.run()
+        self.tally.add(sent=1, sent_bytes=upload.sent)
         return shipment.size
 
     def _mounts(self, session: UploadSession, digest: Digest, holding: Registry) -> bool:

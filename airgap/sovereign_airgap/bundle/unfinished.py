@@ -37,7 +37,7 @@ from sovereign_airgap.disk import (
     sync_folder,
 )
 from sovereign_airgap.errors import SizeMismatch
-from sovereign_airgap.hub import Hub, SourceRestarted
+from sovereign_airgap.hub import Hub
 from sovereign_airgap.hub_stream import Hashes, HubStream
 from sovereign_airgap.listing import HubFile
 from sovereign_airgap.manifest import MAX_BLOB_BYTES, Descriptor
@@ -46,7 +46,7 @@ from sovereign_airgap.progress import Progress
 from sovereign_airgap.reference import HubReference
 from sovereign_airgap.registry import Registry
 from sovereign_airgap.safetensors_header import HeaderCollector
-from sovereign_airgap.wire import LineBroken
+from sovereign_airgap.wire import LineBroken, StreamRestarted
 
 
 @dataclass(slots=True)
@@ -246,7 +246,7 @@ class Unfinished:
                 room = half.room()[: file.size - position]
                 try:
                     count = stream.readinto(room)
-                except SourceRestarted:
+                except StreamRestarted:
                     restarts += 1
                     hub.wait_or_give_up(restarts, file, LineBroken("the hub began again from the first byte"))
                     self.progress.moved(-position)

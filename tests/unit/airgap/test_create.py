@@ -26,13 +26,13 @@ from sovereign_airgap.errors import (
     UnsafeFileName,
 )
 from sovereign_airgap.facts import ARTIFACT_TYPE
-from sovereign_airgap.hub import SourceRestarted
 from sovereign_airgap.hub_stream import HubStream
 from sovereign_airgap.manifest import Descriptor, Layer, ModelManifest, fallback_tag
 from sovereign_airgap.mirror import MirrorOptions, mirror
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.reference import HubReference, OciReference
 from sovereign_airgap.signing.keys import PrivateKey
+from sovereign_airgap.wire import StreamRestarted
 from tests.unit.airgap.conftest import QUICK
 from tests.unit.airgap.creations import SHARED, TWIN, Connected, Opened, digest_of
 from tests.unit.airgap.models import REPO, TAKEN, write
@@ -356,7 +356,7 @@ def test_a_server_that_begins_again_is_hashed_again_from_the_start(
             restarted.append(stream.position)
             stream.close()
             stream.position = 0
-            raise SourceRestarted
+            raise StreamRestarted
         return real(stream, view[:1000])
 
     monkeypatch.setattr(HubStream, "readinto", readinto)

@@ -23,6 +23,7 @@ from dev.hub.listener import Listener
 
 FOR_EVER = 1_000_000
 _PIECE = 64 * 1024
+_TRICKLE = 1024
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "te", "upgrade"})
 
 
@@ -86,6 +87,11 @@ class Hang(Fault):
 @dataclass(frozen=True)
 class Silence(Fault):
     """The upstream does what it is asked; the client hears nothing, not even a header, until `heal`."""
+
+
+@dataclass(frozen=True)
+class Trickle(Fault):
+    """A KiB a second in both directions, until `heal`: a line that is there and gets nothing done."""
 
 
 @dataclass(frozen=True)
@@ -212,11 +218,27 @@ class FaultyProxy:
                 self._forward(asked, handler, length)
                 self._healed.wait()
                 _break(handler)
+            case Trickle():
+                self._trickle(asked, handler, length)
             case IgnoreRange():
                 whole = {name: value for name, value in headers.items() if name != "range"}
                 _send(handler, self._forward(replace(asked, headers=whole), handler, length))
             case _:
                 _send(handler, self._forward(asked, handler, length))
+
+    def _trickle(self, asked: Asked, handler: BaseHTTPRequestHandler, length: int) -> None:
+        # The client hangs up in the middle: that is what it shall do.
+        with contextlib.suppress(OSError):
+            if length:
+                for _ in _body(handler, length, _TRICKLE):
+                    self._healed.wait(1)
+            else:
+                reply = self._forward(asked, handler, length)
+                _send(handler, replace(reply, body=b""), length=str(len(reply.body)))
+                for at in range(0, len(reply.body), _TRICKLE):
+                    handler.wfile.write(reply.body[at : at + _TRICKLE])
+                    self._healed.wait(1)
+        _break(handler)
 
     def _forward(self, asked: Asked, handler: BaseHTTPRequestHandler, length: int) -> Reply:
         with self._connection() as upstream:
@@ -245,9 +267,9 @@ def _start(upstream: http.client.HTTPConnection, asked: Asked) -> None:
     upstream.endheaders()
 
 
-def _body(handler: BaseHTTPRequestHandler, length: int) -> Iterator[bytes]:
+def _body(handler: BaseHTTPRequestHandler, length: int, piece_bytes: int = _PIECE) -> Iterator[bytes]:
     while length:
-        piece = handler.rfile.read(min(length, _PIECE))
+        piece = handler.rfile.read(min(length, piece_bytes))
         if not piece:
             return
         length -= len(piece)

@@ -23,6 +23,7 @@ PLURALS = {
     "Job": "apis/batch/v1:jobs",
     "Pod": "api/v1:pods",
     "Secret": "api/v1:secrets",
+    "Service": "api/v1:services",
     "Event": "api/v1:events",
     "Node": "api/v1:nodes",
     "Namespace": "api/v1:namespaces",

@@ -28,7 +28,9 @@ class KubeRayPlayer:
         return self.api.list("RayCluster", self.namespace, f"sovereign.dev/owner={self.name}")
 
     def pods(self) -> list[Manifest]:
-        return self.api.list("Pod", self.namespace, f"sovereign.dev/model={self.name}")
+        """Head and workers; the pods of a probe carry the model's label too and are not KubeRay's."""
+        others = ",".join(f"sovereign.dev/component!={each}" for each in ("peer", "prober"))
+        return self.api.list("Pod", self.namespace, f"sovereign.dev/model={self.name},{others}")
 
     def start(self) -> Manifest:
         """A new cluster with running pods that serve: the whole way to Ready."""

@@ -7,6 +7,7 @@ One model on one cluster, the tests in their order: each begins where the one be
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from threading import Event
 from time import monotonic
@@ -248,15 +249,37 @@ def test_nothing_but_the_probe_ever_tried_to_leave(
     assert tried == {}
 
 
+def test_no_pod_of_the_model_but_the_prober_asked_for_a_name_outside(
+    installed: Stack, model: Manifest, addresses: PodAddresses
+) -> None:
+    asked = names_asked(installed.kubectl, addresses)
+    assert all(name.endswith(f"{outside.NAME}.") for name in asked.pop("prober"))
+    assert asked == {}
+
+
+def names_asked(kubectl: Kubectl, addresses: PodAddresses) -> dict[str, set[str]]:
+    """Names outside the cluster that the sealed resolver was asked for, by the component of the asking pod."""
+    found: dict[str, set[str]] = {}
+    for line in kubectl("-n", SYSTEM, "logs", "deployment/sovereign-resolver").splitlines():
+        if asked := re.search(r"outside (\S+) (\S+) (\S+) NXDOMAIN", line):
+            found.setdefault(addresses.component(asked[1].strip("[]")), set()).add(asked[3])
+    return found
+
+
 def test_a_planted_phone_home_is_seen_and_goes_nowhere(
     installed: Stack, model: Manifest, node_cluster: Cluster, addresses: PodAddresses
 ) -> None:
     worker = pods(installed.kubectl, "worker")[0]
     name, container = worker["metadata"]["name"], worker["spec"]["containers"][0]["name"]
-    call = f"import socket; socket.create_connection(('{outside.WEB}', 443), timeout=3)"
-    with pytest.raises(KubectlFailed, match="timed out"):
-        installed.kubectl("-n", MODELS, "exec", name, "-c", container, "--", "python", "-c", call)
+    for call in (
+        f"create_connection(('{outside.WEB}', 443), timeout=3)",
+        "getaddrinfo('stats.example', 443)",
+    ):
+        call = f"import socket; socket.{call}"
+        with pytest.raises(KubectlFailed, match="timed out|Name or service not known"):
+            installed.kubectl("-n", MODELS, "exec", name, "-c", container, "--", "python", "-c", call)
     assert by_component(node_cluster, addresses)["worker"] > 0
+    assert "stats.example." in names_asked(installed.kubectl, addresses)["worker"]
 
 
 def by_component(cluster: Cluster, addresses: PodAddresses) -> dict[str, int]:

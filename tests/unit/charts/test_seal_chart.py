@@ -38,6 +38,7 @@ def test_the_resolver_answers_for_the_cluster_and_for_nothing_else() -> None:
     corefile = render(values={"clusterDomain": "lab.internal"}).one("ConfigMap", "sovereign-resolver")[
         "data"
     ]["Corefile"]
+    assert "lab.internal:8053 in-addr.arpa:8053 ip6.arpa:8053 {" in corefile
     assert "kubernetes lab.internal in-addr.arpa ip6.arpa {" in corefile
     assert re.search(r"template ANY ANY \{\s+rcode NXDOMAIN\s+\}", corefile)
     plugins = set(re.findall(r"^    ([a-z]+)", corefile, re.MULTILINE))
@@ -45,7 +46,8 @@ def test_the_resolver_answers_for_the_cluster_and_for_nothing_else() -> None:
     built = set(re.findall(r"plugin/([a-z]+)\"", (ROOT / "dev/go/coredns/main.go").read_text()))
     assert plugins <= built
     assert not built & {"forward", "proxy", "erratic", "file", "auto", "etcd", "grpc"}
-    assert corefile.count("{") == corefile.count("}")
+    assert corefile.count(" {\n") == corefile.count("}\n")
+    assert re.search(r'^\.:8053 \{\n    errors\n    log \. "outside ', corefile, re.MULTILINE)
 
 
 def test_model_pods_are_told_the_resolver_and_its_address() -> None:

@@ -216,6 +216,8 @@ VARIANTS: dict[str, Manifest] = {
     "cluster mode": {"clusterMode": True},
     "TLS": {"registry": {"tls": {"secretName": "registry-tls"}, "caConfigMap": "site-ca"}},
     "emptyDir": {"registry": {"persistence": {"enabled": False}}},
+    "registries": {"admission": {"registries": ["registry.example", "127.0.0.1:5000/llm"]}},
+    "no seal": {"resolver": {"enabled": False}, "admission": {"enabled": False}, "seal": "Report"},
     "external sources": {"externalSources": {"allowed": True, "endpoint": "http://hub.lab:8000"}},
 }
 

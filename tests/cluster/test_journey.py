@@ -258,7 +258,7 @@ def test_no_pod_of_the_model_but_the_prober_asked_for_a_name_outside(
 
 
 def names_asked(kubectl: Kubectl, addresses: PodAddresses) -> dict[str, set[str]]:
-    """Names outside the cluster that the sealed resolver was asked for, by the component of the asking pod."""
+    """Names outside that the sealed resolver was asked for, by the component of the asking pod."""
     found: dict[str, set[str]] = {}
     for line in kubectl("-n", SYSTEM, "logs", "deployment/sovereign-resolver").splitlines():
         if asked := re.search(r"outside (\S+) (\S+) (\S+) NXDOMAIN", line):
@@ -276,7 +276,7 @@ def test_a_planted_phone_home_is_seen_and_goes_nowhere(
         "getaddrinfo('stats.example', 443)",
     ):
         call = f"import socket; socket.{call}"
-        with pytest.raises(KubectlFailed, match="timed out|Name or service not known"):
+        with pytest.raises(KubectlFailed, match=r"timed out|Name or service not known"):
             installed.kubectl("-n", MODELS, "exec", name, "-c", container, "--", "python", "-c", call)
     assert by_component(node_cluster, addresses)["worker"] > 0
     assert "stats.example." in names_asked(installed.kubectl, addresses)["worker"]

@@ -223,9 +223,13 @@ def demo_values(images: dict[str, str]) -> Manifest:
 
 
 def site_values(target: Target) -> Manifest:
-    """What only the embedded cluster has: an API server on a port of its own, and an outside to try."""
+    """What only this cluster's site knows of the chart's values.
+
+    The embedded one has its API server on a port of its own, and an outside of ours to try. On any other
+    nothing outside is tried: an address that means nothing here is somebody's there.
+    """
     if target.cluster is None:
-        return {}
+        return {"probe": {"targets": []}}
     from dev import outside
 
     return {

@@ -179,8 +179,10 @@ def prepare_site(sides: Sides) -> None:
     (sides.site / "bin/python3").write_text(f'#!/bin/sh\nexec {bare} -I "$@"\n')
     (sides.site / "bin/python3").chmod(0o755)
     values = {
+        **stack.site_values(stack.embedded_target(sides.cluster)),
         "productLabel": stack.PRODUCT_LABEL,
         "registry": {"persistence": {"enabled": False}},
+        "resolver": {"replicas": 1},
         "resyncSeconds": 10,
     }
     (sides.site / "values.yaml").write_text(yaml.safe_dump(values))

@@ -186,7 +186,7 @@ def test_mirror_pods_stay_inside_unless_external_sources_are_allowed() -> None:
     ]
     assert [port["port"] for port in outside["ports"]] == [443, 8000, 8001]
     blocks = {peer["ipBlock"]["cidr"]: peer["ipBlock"]["except"] for peer in outside["to"]}
-    assert blocks == {"0.0.0.0/0": ["169.254.0.0/16"], "::/0": ["fe80::/10"]}
+    assert blocks == {"0.0.0.0/0": ["169.254.0.0/16"], "::/0": ["fd00:ec2::254/128", "fe80::/10"]}
 
 
 @pytest.mark.parametrize("policy_name", ["sovereign-mirror", "sovereign-operator", "sovereign-registry-gc"])

@@ -120,10 +120,10 @@ class Machine:
 
 
 def within(namespace: str, work: Callable[[], T]) -> T:
-    """Run `work` in a network namespace, in a thread of its own; sockets made there stay there."""
+    """Run `work` in a network namespace (name or path), in a thread of its own; sockets made there stay."""
 
     def entered() -> T:
-        with Path(f"/run/netns/{namespace}").open() as handle:
+        with Path("/run/netns", namespace).open() as handle:
             if ctypes.CDLL(None, use_errno=True).setns(handle.fileno(), CLONE_NEWNET):
                 raise OSError(ctypes.get_errno(), f"setns {namespace}")
         return work()

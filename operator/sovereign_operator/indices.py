@@ -76,6 +76,9 @@ class Indices:
         """Every model that exists, and every model that something was left behind of."""
         return {key for index in (self.models, *self.children()) for key in index if all(key)}
 
+    def all_models(self) -> Iterator[Manifest]:
+        return (body for bodies in self.models.values() for body in bodies)
+
     def of(self, index: Index, key: Key) -> tuple[Manifest, ...]:
         """The children of one model, by name."""
         return tuple(sorted(index.get(key, ()), key=lambda body: str(body["metadata"]["name"])))

@@ -22,7 +22,7 @@ import aiohttp
 import yaml
 from pydantic import ValidationError
 
-from sovereign_operator import handlers
+from sovereign_operator import handlers, metrics
 from sovereign_operator.carry_out import Executor
 from sovereign_operator.cluster import Cluster, connected
 from sovereign_operator.config import CONFIG_ENVIRONMENT, DEFAULT_CONFIG_PATH, OperatorConfig, parse_config
@@ -72,14 +72,18 @@ def configure_logs(form: str, level: str) -> None:
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
-async def run(config: OperatorConfig, liveness: str | None) -> None:
+async def run(config: OperatorConfig, liveness: str | None, gauges: str) -> None:
     """Runs until the process is told to stop."""
     async with connected() as cluster, aiohttp.ClientSession() as session:
-        await operate(config, cluster, session, liveness)
+        await operate(config, cluster, session, liveness, gauges)
 
 
 async def operate(
-    config: OperatorConfig, cluster: Cluster, session: aiohttp.ClientSession, liveness: str | None
+    config: OperatorConfig,
+    cluster: Cluster,
+    session: aiohttp.ClientSession,
+    liveness: str | None,
+    gauges: str = "",
 ) -> None:
     indices, kuberay = Indices(), KubeRayState(cluster.openapi)
     senses = Senses(
@@ -93,7 +97,7 @@ async def operate(
     mirrors = MirrorWatch(cluster, config.system_namespace, queue.add)
     indices.jobs, indices.job_pods = mirrors.jobs, mirrors.pods
     await queue.hold()  # the first event of kopf opens it: then everything was listed
-    async with queue.working(), mirrors.running():
+    async with queue.working(), mirrors.running(), metrics.served(gauges, indices.all_models):
         await supervise(config, queue, registry, cluster.served, liveness)
 
 
@@ -126,9 +130,15 @@ def main(arguments: list[str] | None = None) -> None:
         default="http://0.0.0.0:8080/healthz",
         help="address of the health endpoint; empty: none",
     )
+    parser.add_argument(
+        "--metrics",
+        default="",
+        metavar="HOST:PORT",
+        help="where Prometheus finds /metrics (default: nowhere)",
+    )
     options = parser.parse_args(arguments)
     configure_logs(options.log_format, options.log_level)
-    asyncio.run(run(read_config(options.config), options.liveness or None))
+    asyncio.run(run(read_config(options.config), options.liveness or None, options.metrics))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from sovereign_operator.world import Apply, Create, Delete, Release, Reseal, name_of
+from tests.unit.operator.probed_worlds import a_proven_universe
 from tests.unit.operator.worlds import Universe, a_serving_universe
 
 
@@ -119,3 +120,22 @@ def test_nothing_is_created_or_applied_once_the_model_is_going() -> None:
     universe.ask_to_delete()
     universe.step()
     assert universe.actions_of(Apply, Create, Reseal) == []
+
+
+def test_jobs_and_the_peer_of_a_probe_go_before_the_policies() -> None:
+    universe = a_proven_universe()
+    universe.later(21600)
+    universe.settle()
+    assert len(universe.jobs_in_flight()) == 2
+    universe.ask_to_delete()
+    universe.step()
+    gone = [(one.manifest["kind"], name_of(one.manifest)) for one in universe.done if isinstance(one, Delete)]
+    assert sorted(kind for kind, _ in gone[:-1]) == ["Job", "Job", "Job", "Job", "RayService"]
+    assert gone[-1] == ("Pod", "mixtral-peer"), "last: in a namespace that goes too it may be refused"
+    assert universe.of("NetworkPolicy")
+    universe.stop_cluster()
+    for pod in universe.of("Pod"):
+        del universe.children["Pod", name_of(pod)]
+    universe.step()
+    assert not universe.of("NetworkPolicy")
+    assert universe.gone

@@ -242,3 +242,18 @@ def test_a_service_of_an_older_operator_is_marked_and_its_pods_stay() -> None:
     assert annotation(universe.service(), ANNOTATION_ALLOWED)
     assert annotation(universe.service(), ANNOTATION_CLUSTER) == before
     assert "suspend" not in universe.service()["spec"]
+
+
+# -- pods that hold themselves back -----------------------------------------------------------------------
+
+
+def test_a_pod_that_found_the_canary_answering_says_so() -> None:
+    universe = a_proven_universe()
+    universe.stop_cluster()
+    words = '{"reason": "PolicyNotEnforced", "message": "The canary answers."}'
+    ended = {"exitCode": 3, "message": words}
+    waiting = {"name": "sealed", "state": {"waiting": {}}, "lastState": {"terminated": ended}}
+    universe.start_pod("one-0", phase="Pending", initContainerStatuses=[waiting])
+    universe.settle()
+    assert universe.reason("Serving") == "PodNotSealed"
+    assert "one-0: PolicyNotEnforced: The canary answers." in universe.condition("Serving")["message"]

@@ -320,7 +320,15 @@ def test_no_probe_runs_where_no_node_could_take_it() -> None:
     assert len(universe.jobs_in_flight()) == 2
 
 
-# -- the pods of the probe --------------------------------------------------------------------------------
+def test_a_suspended_model_is_probed_once_it_is_resumed() -> None:
+    universe = ProbedUniverse(body=a_body(suspend=True))
+    universe.mirrored()
+    universe.settle()
+    assert universe.sealed() == ("Unknown", "NotProbed")
+    assert universe.now == START
+    universe.change(suspend=False)
+    universe.probe()
+    assert universe.sealed() == ("True", "Sealed")
 
 
 def test_a_new_operator_finds_the_run_that_the_old_one_began() -> None:
@@ -343,66 +351,3 @@ def test_a_run_for_what_is_not_wanted_any_more_is_ended() -> None:
     universe.change(network={"clients": [{"namespace": "chat"}]})
     universe.settle()
     assert old.isdisjoint({name_of(job) for job in universe.jobs_in_flight()})
-
-
-def test_a_peer_that_cannot_start_is_told_and_nothing_is_tried() -> None:
-    universe = ProbedUniverse()
-    universe.settle()
-    (pod,) = universe.of("Pod", only=("peer",))
-    waiting = {"reason": "ErrImagePull", "message": "not found"}
-    pod["status"] = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": waiting}}]}
-    universe.settle()
-    assert universe.sealed() == ("Unknown", "ProbeInconclusive")
-    assert "ErrImagePull" in universe.condition("EgressSealed")["message"]
-    assert not universe.jobs_in_flight()
-
-
-@pytest.mark.parametrize("status", [{"phase": "Failed"}, {"phase": "Succeeded"}])
-def test_a_peer_that_ended_is_replaced(status: dict[str, str]) -> None:
-    universe = a_proven_universe()
-    (pod,) = universe.of("Pod", only=("peer",))
-    pod["status"] = status
-    universe.settle()
-    (pod,) = universe.of("Pod", only=("peer",))
-    assert "status" not in pod
-
-
-def test_a_peer_that_is_lost_with_its_node_is_replaced_under_another_name() -> None:
-    universe = a_proven_universe()
-    (pod,) = universe.of("Pod", only=("peer",))
-    pod["metadata"]["deletionTimestamp"] = "2026-01-31T12:00:00Z"
-    universe.step()
-    assert [name_of(one) for one in universe.of("Pod", only=("peer",))] == ["mixtral-peer", "mixtral-peer-2"]
-    assert universe.decision().actions == ()
-
-
-def test_pods_of_the_probe_do_not_count_as_the_models() -> None:
-    universe = a_proven_universe()
-    universe.change(suspend=True)
-    universe.settle()
-    universe.stop_cluster()
-    universe.settle()
-    assert universe.reason() == "Suspended"
-    assert not universe.of("Pod", only=("peer",)), "a suspended model runs no pod"
-    assert not universe.condition("Reconciling")
-    universe.change(suspend=False)
-    universe.settle()
-    assert universe.of("Pod", only=("peer",))
-
-
-def test_a_drifted_service_of_the_peer_is_put_back() -> None:
-    universe = a_proven_universe()
-    universe.of("Service")[0]["spec"]["selector"] = {"app": "other"}
-    universe.settle()
-    assert universe.of("Service")[0]["spec"]["selector"]["sovereign.dev/component"] == "peer"
-
-
-def test_a_suspended_model_is_probed_once_it_is_resumed() -> None:
-    universe = ProbedUniverse(body=a_body(suspend=True))
-    universe.mirrored()
-    universe.settle()
-    assert universe.sealed() == ("Unknown", "NotProbed")
-    assert universe.now == START
-    universe.change(suspend=False)
-    universe.probe()
-    assert universe.sealed() == ("True", "Sealed")

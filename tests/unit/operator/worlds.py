@@ -118,7 +118,7 @@ class Universe:
             kuberay=self.kuberay,
         )
         if body is None or "deletionTimestamp" in body["metadata"]:
-            return seen
+            return replace(seen, pods=self.of("Pod"), probe_pods=())  # whatever is left keeps the policies
         return replace(seen, model=SovereignModel.parse(body))
 
     def decision(self) -> Decision:

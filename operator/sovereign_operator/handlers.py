@@ -46,7 +46,8 @@ SELECTED = {
     PODS: api.LABEL_MODEL,
     # Where the operator's own namespace is watched too, its Jobs are others: `mirror_watch.py` has those.
     JOBS: f"{api.LABEL_OWNER},{api.LABEL_COMPONENT}={api.COMPONENT_PROBER}",
-    SERVICES: api.LABEL_OWNER,
+    # KubeRay's Services may copy the labels of what they belong to.
+    SERVICES: f"{api.LABEL_OWNER},{api.LABEL_COMPONENT}={api.COMPONENT_PEER}",
 }
 
 

@@ -138,8 +138,8 @@ def isolated(live: Manifest | None) -> RolloutStep:
     stopped = _stage(reasons.ISOLATED, "The pods were stopped after a proven leak.")
     if live is None or is_dying(live) or live["spec"].get("suspend"):
         return RolloutStep(moving=stopped)
-    metadata = {name: live["metadata"][name] for name in ("name", "namespace", "ownerReferences")}
-    metadata["labels"] = dict(live["metadata"].get("labels") or {})
+    kept = ("name", "namespace", "labels", "ownerReferences")
+    metadata = {name: live["metadata"][name] for name in kept if name in live["metadata"]}
     marks = (live["metadata"].get("annotations") or {}).items()
     metadata["annotations"] = {ANNOTATION_RENDERED: ""} | {
         name: text for name, text in marks if name.startswith(f"{GROUP}/")

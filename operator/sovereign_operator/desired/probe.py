@@ -59,11 +59,13 @@ def peer_host(model: SovereignModel, config: OperatorConfig) -> str:
 def peer_service(model: SovereignModel) -> Manifest:
     """A name for the peer without an address of its own: policies see the pod's."""
     ports = (("tcp", "TCP", TCP_PORT), ("udp", "UDP", UDP_PORT))
+    metadata = _owned(model, peer_name(model))
+    metadata["labels"] = metadata["labels"] | {LABEL_COMPONENT: COMPONENT_PEER}
     return with_hash(
         {
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": _owned(model, peer_name(model)),
+            "metadata": metadata,
             "spec": {
                 "clusterIP": "None",
                 "selector": {LABEL_MODEL: model.name, LABEL_COMPONENT: COMPONENT_PEER},

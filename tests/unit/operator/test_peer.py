@@ -59,3 +59,12 @@ def test_a_drifted_service_of_the_peer_is_put_back() -> None:
     universe.of("Service")[0]["spec"]["selector"] = {"app": "other"}
     universe.settle()
     assert universe.of("Service")[0]["spec"]["selector"]["sovereign.dev/component"] == "peer"
+
+
+def test_services_of_others_are_never_taken_for_the_peers() -> None:
+    universe = a_proven_universe()
+    foreign = {**universe.of("Service")[0], "metadata": {"name": "mixtral-serve-svc", "uid": "other"}}
+    universe.children["Service", "mixtral-serve-svc"] = foreign
+    universe.change(suspend=True)
+    universe.settle()
+    assert [name_of(one) for one in universe.of("Service")] == ["mixtral-serve-svc"]

@@ -271,11 +271,13 @@ def test_a_shelf_knows_whose_jobs_are_gone_after_a_new_listing() -> None:
     assert len(shelf) == 0
 
 
-def test_only_probers_are_watched_among_the_jobs_of_a_namespace() -> None:
+def test_only_what_a_probe_needs_is_watched_among_jobs_and_services() -> None:
     """In cluster mode the operator's own namespace is watched too, with the Jobs of mirrors and controls."""
     settings = kopf.OperatorSettings()
     handlers.settings_for(settings)
-    selector = settings.watching.label_selectors["batch", "v1", "jobs"]
+    selectors = settings.watching.label_selectors
+    assert selectors["", "v1", "services"] == "sovereign.dev/owner,sovereign.dev/component=peer"
+    selector = selectors["batch", "v1", "jobs"]
     assert selector == "sovereign.dev/owner,sovereign.dev/component=prober"
 
 

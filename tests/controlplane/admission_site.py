@@ -108,10 +108,10 @@ class Gate(ApiServer):
         return self.ask(who, "PATCH", path, patch, "application/merge-patch+json")
 
 
-def rendered(*settings: str) -> list[Manifest]:
-    """The chart's admission policies and the role that goes with them."""
+def rendered(*settings: str, system: str = SYSTEM) -> list[Manifest]:
+    """The chart's admission policies and the role that goes with them, for a release in `system`."""
     chart = str(CHARTS / "sovereign-operator")
-    command = [str(binary("helm")), "template", "x", chart, "--namespace", SYSTEM, "-f", str(DIGEST_VALUES)]
+    command = [str(binary("helm")), "template", "x", chart, "--namespace", system, "-f", str(DIGEST_VALUES)]
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
@@ -127,22 +127,31 @@ def guarded(cluster: Cluster) -> Iterator[Gate]:
     """A gate with every policy in force; all of it is gone afterwards."""
     gate = Gate(cluster)
     manifests = [*rendered(f"admission.registries={{{','.join(REGISTRIES)}}}"), *_rights()]
-    made: list[str] = []
     try:
         gate.create(_namespace(gate.sealed, {"sovereign.dev/sealed": "true"}))
         gate.create(_namespace(gate.open, {}))
-        for manifest in manifests:
-            made.append(_path(manifest))
-            gate.call("POST", made[-1].rpartition("/")[0], manifest)
-        gate.create(_break_glass(gate.sealed))
-        _await_enforcement(gate)
-        yield gate
+        with in_force(gate, manifests):
+            gate.create(_break_glass(gate.sealed))
+            _await_enforcement(gate)
+            yield gate
     finally:
-        for path in made:
-            gate.call("DELETE", path)
         for namespace in (gate.sealed, gate.open):
             gate.delete("Namespace", None, namespace)
         gate.close()
+
+
+@contextmanager
+def in_force(api: ApiServer, manifests: list[Manifest]) -> Iterator[None]:
+    """These cluster-wide objects, gone afterwards. It takes moments until a policy among them decides."""
+    made: list[str] = []
+    try:
+        for manifest in manifests:
+            made.append(_path(manifest))
+            api.call("POST", made[-1].rpartition("/")[0], manifest)
+        yield
+    finally:
+        for path in made:
+            api.call("DELETE", path)
 
 
 def a_pod(name: str = "p", labels: Manifest | None = None, **spec: Any) -> Manifest:

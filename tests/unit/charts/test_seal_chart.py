@@ -207,6 +207,19 @@ def test_no_pod_of_the_chart_may_go_everywhere(apis: tuple[str, ...]) -> None:
             assert rule.get("ports"), manifest["metadata"]["name"]
 
 
+def test_prometheus_reads_the_operators_metrics_only_where_it_is_named() -> None:
+    assert "ingress" not in policy(render(), "sovereign-operator")
+    assert "args" not in pod(render(), "sovereign-operator")["spec"]["containers"][0]
+    rendered = render(values={"prometheus": {"namespace": "monitoring"}})
+    [rule] = policy(rendered, "sovereign-operator")["ingress"]
+    [peer] = rule["from"]
+    assert peer == {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    container = pod(rendered, "sovereign-operator")["spec"]["containers"][0]
+    [port] = [p["containerPort"] for p in container["ports"] if p["name"] == "metrics"]
+    assert container["args"] == ["--metrics", f"0.0.0.0:{port}"]
+    assert rule["ports"] == [{"protocol": "TCP", "port": port}]
+
+
 def test_every_pod_of_the_chart_is_under_a_policy() -> None:
     rendered = render(values={"registry": {"verification": {"enabled": True}, "pruning": {"enabled": True}}})
     held = {

@@ -61,7 +61,7 @@ def start(cluster: Cluster) -> None:
     """Make the namespace, its link, its program and the counters; what is there already is kept."""
     process = cluster.processes.find(PROCESS)
     if process is None or not process.alive:
-        clean()
+        clean(cluster)
         _make_link()
     if not network.table_exists("inet", table_of(cluster)):
         run("nft", "-f", "-", stdin=counters(table_of(cluster)))
@@ -78,7 +78,7 @@ def start(cluster: Cluster) -> None:
 def stop(cluster: Cluster) -> None:
     """End the program and remove the namespace, the link and the counters; harmless when repeated."""
     cluster.processes.end(PROCESS)
-    clean()
+    clean(cluster)
     network.delete_table("inet", table_of(cluster))
 
 
@@ -100,8 +100,10 @@ def refuse_where_taken() -> None:
                 )
 
 
-def clean() -> None:
-    """Remove what a crash has left under our fixed names."""
+def clean(cluster: Cluster) -> None:
+    """Remove what this cluster has (or a crash has left) under names that a machine has once."""
+    if network.is_anothers(cluster):
+        return
     if (Path("/sys/class/net") / OUTSIDE_LINK).exists():
         run("ip", "link", "delete", OUTSIDE_LINK)
     if (Path("/run/netns") / NAMESPACE).exists():

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dev.cluster.errors import ClusterError
+from dev.cluster.process import awaited
 from dev.cluster.state import KUBELET_PORT, NODE_IP, NODE_IP6, POD_CIDR, POD_CIDR6, SERVICE_CIDR, Cluster
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -28,10 +31,46 @@ _LINK = Path("/sys/class/net") / BRIDGE
 
 
 def claim(cluster: Cluster) -> None:
-    """Refuse a machine that already has what we would make: another node cluster, another Kubernetes."""
+    """Make the bridge this cluster's; from here on it is the only one with a node on this machine.
+
+    Refuses a machine that already has what we would make: another node cluster, another Kubernetes.
+    """
+    with _one_claim_at_a_time():
+        if _owner() == str(cluster.state_dir):
+            return
+        _refuse_where_taken()
+        cluster.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        run("ip", "link", "add", BRIDGE, "type", "bridge")
+        run("ip", "link", "set", BRIDGE, "alias", str(cluster.state_dir))
+
+
+def is_anothers(cluster: Cluster) -> bool:
+    """Whether another cluster has the bridge, and with it everything that has one name on a machine."""
+    return _owner() not in (None, str(cluster.state_dir))
+
+
+@contextmanager
+def _one_claim_at_a_time() -> Iterator[None]:
+    """A name that one process can have, and that the kernel takes back however the process ends."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
+
+        def taken() -> bool:
+            try:
+                lock.bind("\0sovereign-node-claim")
+            except OSError:
+                return False
+            return True
+
+        if not awaited(taken, 15):
+            raise ClusterError(
+                "Another cluster has been claiming this machine for 15 s; wait for its `python -m dev cluster "
+                "up`, or end it."
+            )
+        yield
+
+
+def _refuse_where_taken() -> None:
     owner = _owner()
-    if owner == str(cluster.state_dir):
-        return
     if owner is not None:
         raise ClusterError(
             f"The embedded node of another cluster ({owner}) holds this machine's {BRIDGE}, and there can be "
@@ -79,11 +118,8 @@ def table_of(cluster: Cluster) -> str:
 
 
 def set_up(cluster: Cluster) -> None:
-    """Guard first, then the bridge: there is no moment in which a pod could have got out."""
+    """Guard first, then the bridge goes up: there is no moment in which a pod could have got out."""
     run("nft", "-f", "-", stdin=guard(table_of(cluster), cluster.api_port))
-    if not _LINK.exists():
-        run("ip", "link", "add", BRIDGE, "type", "bridge")
-    run("ip", "link", "set", BRIDGE, "alias", str(cluster.state_dir))
     _filter_bridged_packets()
     route_only(BRIDGE)
     run("ip", "addr", "replace", f"{NODE_IP}/{POD_CIDR.rpartition('/')[2]}", "dev", BRIDGE)

@@ -76,6 +76,7 @@ def prepare(cluster: Cluster, report: Callable[[str], None], policies: bool | No
     `policies` chooses whether the node enforces network policies; None keeps what was chosen before.
     """
     refuse_where_impossible()
+    outside.refuse_where_taken()
     network.claim(cluster)
     runtime.folder(cluster).mkdir(parents=True, exist_ok=True, mode=0o700)
     containerd = cluster.processes.find("containerd")
@@ -84,9 +85,8 @@ def prepare(cluster: Cluster, report: Callable[[str], None], policies: bool | No
         for name in PROCESSES:
             cluster.processes.end(name)
         runtime.remove_containers(cluster)
-        outside.clean()
+        outside.clean(cluster)
         shelf.take(cluster)
-    outside.refuse_where_taken()
     if policies is not None:
         policy.choose(cluster, policy.Wanted(enforced=policies))
     _record_tunables(cluster)

@@ -23,6 +23,7 @@ from tests.unit.policy.links import Machine, connects, echoed
 def journey(folder: Path) -> dict[str, Any]:
     cluster = Cluster("unit", folder, Settings(node=True, api_port=6443))
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    network.claim(cluster)
     network.set_up(cluster)
     machine = Machine.around_this_one()
     asking, other = machine.pod(10), machine.pod(11)

@@ -60,7 +60,8 @@ PROBE_TARGETS: list[dict[str, Any]] = [
 def start(cluster: Cluster) -> None:
     """Make the namespace, its link, its program and the counters; what is there already is kept."""
     process = cluster.processes.find(PROCESS)
-    if process is None or not process.alive:
+    if process is None or not process.alive or not (Path("/sys/class/net") / OUTSIDE_LINK).exists():
+        cluster.processes.end(PROCESS)
         clean(cluster)
         _make_link()
     if not network.table_exists("inet", table_of(cluster)):
@@ -136,10 +137,14 @@ def _make_link() -> None:
 
 
 def _answers() -> bool:
-    try:
-        socket.create_connection((WEB, 80), timeout=1).close()
-    except OSError:
-        return False
+    """Asked over our own link only: without it the question would leave this machine."""
+    with socket.socket() as asking:
+        asking.settimeout(1)
+        try:
+            asking.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, OUTSIDE_LINK.encode())
+            asking.connect((WEB, TCP_PORTS[0]))
+        except OSError:
+            return False
     return True
 
 

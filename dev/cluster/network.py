@@ -63,8 +63,7 @@ def _one_claim_at_a_time() -> Iterator[None]:
 
         if not awaited(taken, 15):
             raise ClusterError(
-                "Another cluster has been claiming this machine for 15 s; wait for its `python -m dev cluster "
-                "up`, or end it."
+                "Another cluster has been claiming this machine for 15 s; wait for its `up`, or end that."
             )
         yield
 

@@ -91,6 +91,14 @@ in_namespaces = pytest.mark.skipif(
 
 @pytest.mark.slow
 @in_namespaces
+def test_of_clusters_that_claim_a_machine_at_once_one_has_it_and_the_others_are_told(
+    seen: dict[str, Any],
+) -> None:
+    assert seen["refused"] == [True] * 5
+
+
+@pytest.mark.slow
+@in_namespaces
 def test_a_pod_reaches_the_stand_in_and_no_other_address(seen: dict[str, Any]) -> None:
     assert seen["reached"] == [True] * 6
     assert seen["udp"] == [outside.WEB]

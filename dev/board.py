@@ -78,13 +78,13 @@ class Board:
 
     def _say(self, stage: Stage) -> None:
         if not self.console.is_terminal:
-            text = f"{stage.name:<10} {stage.state:<8} {stage.elapsed():6.1f} s  {stage.detail}"
+            text = f"{stage.name:<12} {stage.state:<8} {stage.elapsed():6.1f} s  {stage.detail}"
             self.console.print(text.rstrip(), highlight=False, markup=False, soft_wrap=True)
 
     def _render(self) -> RenderableType:
         table = Table.grid(padding=(0, 1), expand=True)
         table.add_column(width=1)
-        table.add_column(width=10, no_wrap=True)
+        table.add_column(width=12, no_wrap=True)
         table.add_column(width=9, no_wrap=True, justify="right")
         table.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
         for stage in self.stages.values():

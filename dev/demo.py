@@ -21,8 +21,8 @@ from dev.kubectl import Kubectl, Manifest, condition, is_true
 
 NAME = "tiny-moe"
 QUESTION = "What is a mixture of experts?"
-STAGES = ("Cluster", "Install", "Mirrored", "Placed", "Serving", "Ready", "Answer")
-FOLLOWED = ("Mirrored", "Placed", "Serving", "Ready")
+STAGES = ("Cluster", "Install", "Mirrored", "Placed", "EgressSealed", "Serving", "Ready", "Answer")
+FOLLOWED = ("Mirrored", "Placed", "EgressSealed", "Serving", "Ready")
 PATIENCE = 20 * 60.0  # seconds until the demo gives up on a model that does not become Ready
 
 

@@ -7,13 +7,11 @@ One model on one cluster, the tests in their order: each begins where the one be
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from threading import Event
 from time import monotonic
 
 import pytest
-import yaml
 
 from dev import outside, policy, stack
 from dev.cluster import Cluster
@@ -21,7 +19,8 @@ from dev.demo import NAME, ask
 from dev.kubectl import Kubectl, KubectlFailed, Manifest, condition, is_true
 from dev.stack import MODELS, SYSTEM, Stack
 from tests.cluster.audit import AuditLog
-from tests.cluster.pod_addresses import PodAddresses
+from tests.cluster.leaving import PodAddresses, names_asked, packets_out
+from tests.cluster.single_rank import single_rank_pod
 from tests.cluster.until import READY_WITHIN, is_current, until
 
 # The first test also waits for the images, which take their time where nothing is cached.
@@ -100,7 +99,7 @@ def test_experts_are_spread_over_two_worker_pods(installed: Stack, model: Manife
 
 def test_the_tokens_are_those_of_a_single_rank(installed: Stack, model: Manifest) -> None:
     kubectl = installed.kubectl
-    kubectl.apply(single_rank_pod(installed, pods(kubectl, "worker")[0]))
+    kubectl.apply(single_rank_pod(kubectl, pods(kubectl, "worker")[0], PROMPT))
     until(kubectl, "-n", MODELS, "pod", "single-rank", holds=lambda p: _phase(p) in ("Succeeded", "Failed"))
     said = kubectl("-n", MODELS, "logs", "single-rank", "-c", "single-rank")
     kubectl("-n", MODELS, "delete", "pod", "single-rank", "--wait=false")
@@ -111,53 +110,6 @@ def test_the_tokens_are_those_of_a_single_rank(installed: Stack, model: Manifest
 
 def _phase(pod: Manifest) -> str:
     return str(pod["status"].get("phase"))
-
-
-def single_rank_pod(installed: Stack, worker: Manifest) -> Manifest:
-    """A pod that runs the same weights in one process: the worker's own image, volumes and init container."""
-    spec = worker["spec"]
-    container = spec["containers"][0]
-    delivery = next(
-        c for c in spec["initContainers"] if "pull" in [*c.get("command", []), *c.get("args", [])]
-    )
-    names = {v["name"] for v in spec["volumes"] if "emptyDir" in v}
-    keep = [v for v in spec["volumes"] if v["name"] in names]
-    arguments = application_arguments(installed.kubectl)
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "single-rank", "namespace": MODELS},
-        "spec": {
-            "restartPolicy": "Never",
-            "automountServiceAccountToken": False,
-            "securityContext": spec["securityContext"],
-            "volumes": keep,
-            "initContainers": [_stripped(delivery, names)],
-            "containers": [
-                {
-                    **_stripped(container, names),
-                    "name": "single-rank",
-                    "command": ["python", "/opt/sovereign/dev/single_rank.py", json.dumps(arguments), PROMPT],
-                    "args": ["--max-tokens", "16"],
-                }
-            ],
-        },
-    }
-
-
-def _stripped(container: Manifest, volumes: set[str]) -> Manifest:
-    """The parts of a running container that say what it runs, without its probes, ports and resources."""
-    kept = ("name", "image", "command", "args", "securityContext")
-    env = [e for e in container.get("env", []) if not e["name"].startswith(("RAY_", "FQ_RAY", "KUBERAY"))]
-    mounts = [m for m in container.get("volumeMounts", []) if m["name"] in volumes]
-    return {**{k: container[k] for k in kept if k in container}, "env": env, "volumeMounts": mounts}
-
-
-def application_arguments(kubectl: Kubectl) -> Manifest:
-    service = kubectl.get("-n", MODELS, "rayservice", NAME)
-    args = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]
-    assert isinstance(args, dict)
-    return args
 
 
 def test_policies_existed_before_the_first_pod(installed: Stack, model: Manifest, audit: AuditLog) -> None:
@@ -243,7 +195,7 @@ def test_nothing_but_the_probe_ever_tried_to_leave(
     installed: Stack, model: Manifest, node_cluster: Cluster, addresses: PodAddresses
 ) -> None:
     """Every packet that a pod sends out of the cluster's ranges is counted, denied or not."""
-    tried = by_component(node_cluster, addresses)
+    tried = packets_out(node_cluster, addresses)
     assert tried.pop("prober") > 0
     assert tried.pop("control") > 0
     assert tried == {}
@@ -255,15 +207,6 @@ def test_no_pod_of_the_model_but_the_prober_asked_for_a_name_outside(
     asked = names_asked(installed.kubectl, addresses)
     assert all(name.endswith(f"{outside.NAME}.") for name in asked.pop("prober"))
     assert asked == {}
-
-
-def names_asked(kubectl: Kubectl, addresses: PodAddresses) -> dict[str, set[str]]:
-    """Names outside that the sealed resolver was asked for, by the component of the asking pod."""
-    found: dict[str, set[str]] = {}
-    for line in kubectl("-n", SYSTEM, "logs", "deployment/sovereign-resolver").splitlines():
-        if asked := re.search(r"outside (\S+) (\S+) (\S+) NXDOMAIN", line):
-            found.setdefault(addresses.component(asked[1].strip("[]")), set()).add(asked[3])
-    return found
 
 
 def test_a_planted_phone_home_is_seen_and_goes_nowhere(
@@ -278,17 +221,8 @@ def test_a_planted_phone_home_is_seen_and_goes_nowhere(
         call = f"import socket; socket.{call}"
         with pytest.raises(KubectlFailed, match=r"timed out|Name or service not known"):
             installed.kubectl("-n", MODELS, "exec", name, "-c", container, "--", "python", "-c", call)
-    assert by_component(node_cluster, addresses)["worker"] > 0
+    assert packets_out(node_cluster, addresses)["worker"] > 0
     assert "stats.example." in names_asked(installed.kubectl, addresses)["worker"]
-
-
-def by_component(cluster: Cluster, addresses: PodAddresses) -> dict[str, int]:
-    """Packets towards the outside, by the component of the pod that sent them."""
-    found: dict[str, int] = {}
-    for (source, _), packets in outside.counts(cluster).items():
-        component = addresses.component(source)
-        found[component] = found.get(component, 0) + packets
-    return found
 
 
 def test_a_network_that_stops_enforcing_stops_the_model_until_a_person_lets_it_go(

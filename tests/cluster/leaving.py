@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which component each pod address belonged to, for tests that count packets by their sender."""
+"""What pods tried to send out of the cluster, packets and names, by the component of the pod that did."""
 
 from __future__ import annotations
 
+import re
 import threading
 from types import TracebackType
 from typing import Self
 
+from dev import outside
+from dev.cluster import Cluster
 from dev.kubectl import Kubectl, Manifest
+from dev.stack import SYSTEM
 
 COMPONENT = "sovereign.dev/component"
 WATCHED_SECONDS = 3600.0
@@ -52,3 +56,21 @@ class PodAddresses:
         labels = pod["metadata"].get("labels") or {}
         for entry in pod.get("status", {}).get("podIPs") or ():
             self._component[entry["ip"]] = labels.get(COMPONENT, "")
+
+
+def packets_out(cluster: Cluster, addresses: PodAddresses) -> dict[str, int]:
+    """Packets towards the outside, dropped or not, by component."""
+    found: dict[str, int] = {}
+    for (source, _), packets in outside.counts(cluster).items():
+        component = addresses.component(source)
+        found[component] = found.get(component, 0) + packets
+    return found
+
+
+def names_asked(kubectl: Kubectl, addresses: PodAddresses) -> dict[str, set[str]]:
+    """Names outside that the sealed resolver was asked for, by component."""
+    found: dict[str, set[str]] = {}
+    for line in kubectl("-n", SYSTEM, "logs", "deployment/sovereign-resolver").splitlines():
+        if asked := re.search(r"outside (\S+) (\S+) (\S+) NXDOMAIN", line):
+            found.setdefault(addresses.component(asked[1].strip("[]")), set()).add(asked[3])
+    return found

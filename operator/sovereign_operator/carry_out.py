@@ -208,8 +208,10 @@ class Executor:
             return ""
         manifest = action.manifest
         metadata = manifest["metadata"]
-        live = await self._cluster.get(kind_of(manifest), metadata.get("namespace"), metadata["name"])
-        others = ", ".join(other_managers(live or {})) or "somebody without a field manager"
+        others = "not read"  # in its own namespace the operator watches policies, and may read none by name
+        if metadata.get("namespace") != self._system_namespace:
+            live = await self._cluster.get(kind_of(manifest), metadata.get("namespace"), metadata["name"])
+            others = ", ".join(other_managers(live or {})) or "somebody without a field manager"
         return (
             f"{manifest['kind']} {metadata['name']} was put back {APPLIES} times in ten minutes and "
             f"is changed again at {action.drifted_at}; its other field managers: {others}. Stop the one that "

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 from sovereign_airgap.probe.plan import MOST_TARGETS, ProbePlan, Protocol, Target
@@ -60,6 +61,17 @@ class ExternalSources(ConfigModel):
     extra_ports: tuple[int, ...] = Field(
         default=(), description="TCP ports that the hub redirects to, besides its own and 443."
     )
+    cidrs: tuple[str, ...] = Field(
+        default=(),
+        description="Addresses that the pod of a mirror Job may reach while it runs. Empty: the operator "
+        "opens no way out, and mirror pods have what other policies of their namespace leave them.",
+    )
+
+    @field_validator("cidrs")
+    @classmethod
+    def _are_networks(cls, cidrs: tuple[str, ...]) -> tuple[str, ...]:
+        """Sorted, and as the API server spells them. Raises ValueError where one is no address range."""
+        return tuple(sorted({str(ip_network(cidr, strict=False)) for cidr in cidrs}))
 
     @property
     def ports(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sovereign_operator import reasons
 from sovereign_operator.api import COMPONENT_PEER, FINALIZER
+from sovereign_operator.mirror_exception import closing
 from sovereign_operator.sealing import removal
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import (
@@ -61,7 +62,8 @@ def next_step(world: World, body: Manifest, seconds: int) -> DeletionStep:
 def sweep(world: World) -> DeletionStep:
     """What a model that is gone (or was let go) may have left behind."""
     jobs = (*world.jobs, *world.probe_jobs)
-    stop = tuple(Delete(job, foreground=True) for job in jobs if not is_dying(job))
+    stop: tuple[Action, ...] = tuple(Delete(job, foreground=True) for job in jobs if not is_dying(job))
+    stop += closing(world.exceptions)
     if world.pods or world.ray_clusters or world.ray_service is not None:
         return DeletionStep(stop, again=SWEEP_SECONDS if world.policies else None)
     return DeletionStep((*stop, *removal(world.policies)))
@@ -75,11 +77,12 @@ def _stop(world: World) -> tuple[Action, ...]:
     """Jobs and the RayService, then the peer: in a namespace that goes too nobody lets us delete a pod."""
     children = (*world.jobs, *world.probe_jobs, *((world.ray_service,) if world.ray_service else ()))
     peers = (pod for pod in world.pods if component_of(pod) == COMPONENT_PEER)
-    return tuple(
+    stopped = tuple(
         Delete(child, foreground=child["kind"] == "Job")
         for child in (*sorted(children, key=name_of), *peers)
         if not is_dying(child)
     )
+    return (*stopped, *closing(world.exceptions))
 
 
 def _remains(world: World) -> str:

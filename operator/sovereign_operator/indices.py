@@ -58,6 +58,7 @@ class Indices:
     services: Index = field(default_factory=dict)
     jobs: Index = field(default_factory=dict)  # in the operator's own namespace, with their pods
     job_pods: Index = field(default_factory=dict)
+    exceptions: Index = field(default_factory=dict)  # and the policies that let those of mirrors out
     nodes: Index = field(default_factory=dict)
 
     def children(self) -> tuple[Index, ...]:
@@ -70,6 +71,7 @@ class Indices:
             self.services,
             self.jobs,
             self.job_pods,
+            self.exceptions,
         )
 
     def keys(self) -> set[Key]:

@@ -96,6 +96,7 @@ async def operate(
     registry = handlers.registry(queue, indices, NodeWatch(config.product_label, queue.add_all))
     mirrors = MirrorWatch(cluster, config.system_namespace, queue.add)
     indices.jobs, indices.job_pods = mirrors.jobs, mirrors.pods
+    indices.exceptions = mirrors.exceptions
     await queue.hold()  # the first event of kopf opens it: then everything was listed
     async with queue.working(), mirrors.running(), metrics.served(gauges, indices.all_models):
         await supervise(config, queue, registry, cluster.served, liveness)

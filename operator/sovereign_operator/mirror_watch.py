@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Jobs of mirrors and of a probe's control in the operator's own namespace, and their pods.
+"""What the operator has in its own namespace: Jobs of mirrors and of a probe's control, with their pods, and
+the policies that let a mirror out.
 
-kopf watches every kind in every namespace that it serves, and would need rights on models here. Two watches
-of our own keep the roles apart: this namespace has what is not sealed, the others have models.
+kopf watches every kind in every namespace that it serves, and would need rights on models here. Watches of
+our own keep the roles apart: this namespace has what is not sealed, the others have models.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from sovereign_operator.api import COMPONENT_CONTROL, COMPONENT_MIRROR, LABEL_COMPONENT
-from sovereign_operator.cluster import JOB, POD, Cluster, ClusterError, Kind
+from sovereign_operator.cluster import JOB, NETWORK_POLICY, POD, Cluster, ClusterError, Kind
 from sovereign_operator.indices import Key, owner_of, plain
 from sovereign_operator.values import Manifest
 from sovereign_operator.workqueue import backoff
@@ -58,19 +59,19 @@ class Shelf(Mapping[Key, Iterable[Manifest]]):
 
 
 class MirrorWatch:
-    """Keeps the two shelves current and reports the keys whose mirror changed."""
+    """Keeps the shelves current and reports the keys whose mirror changed."""
 
     def __init__(self, cluster: Cluster, namespace: str, changed: Callable[[Key], None]) -> None:
-        self.jobs, self.pods = Shelf(), Shelf()
+        self.jobs, self.pods, self.exceptions = Shelf(), Shelf(), Shelf()
         self._cluster = cluster
         self._namespace = namespace
         self._changed = changed
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Inside this block both shelves are complete and followed."""
-        listed = [asyncio.Event(), asyncio.Event()]
-        shelves = ((JOB, self.jobs), (POD, self.pods))
+        """Inside this block all shelves are complete and followed."""
+        shelves = ((JOB, self.jobs), (POD, self.pods), (NETWORK_POLICY, self.exceptions))
+        listed = [asyncio.Event() for _ in shelves]
         tasks = [
             asyncio.create_task(self._follow(kind, shelf, complete), name=f"watch-{kind.plural}")
             for (kind, shelf), complete in zip(shelves, listed, strict=True)

@@ -105,6 +105,7 @@ async def _alive(world: World, model: SovereignModel, wants: Wanted, senses: Sen
         namespace_sealed=await _namespace_sealed(model.namespace, senses),
         jobs=jobs,
         job_pods=job_pods,
+        exceptions=indices.of(indices.exceptions, key),
         progress=await senses.progress.of(key, job_pods) if jobs else None,
         found=found,
         token_missing=await _token_missing(model, found, jobs, senses),
@@ -132,6 +133,7 @@ async def _what_is_left(world: World, senses: Senses) -> World:
         pods=tuple({**pod, "apiVersion": POD.api_version, "kind": POD.kind} for pod in pods),
         probe_jobs=indices.of(indices.probe_jobs, world.key),
         jobs=tuple({**job, "apiVersion": JOB.api_version, "kind": JOB.kind} for job in jobs),
+        exceptions=indices.of(indices.exceptions, world.key),
     )
 
 

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sovereign_operator import mirror, probing, reasons, rollout, sealing, serving, verification
+from sovereign_operator import (
+    mirror,
+    mirror_exception,
+    probing,
+    reasons,
+    rollout,
+    sealing,
+    serving,
+    verification,
+)
 from sovereign_operator.api import FINALIZER, EgressStatus, MirrorStatus, SovereignModel
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.kuberay import RECHECK_SECONDS, KubeRay
@@ -55,6 +64,7 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
     seal = sealing.next_step(world.policies, wanted.policies, _was_sealed(model))
     probe = probing.next_step(world, model, seal, config)
     mirroring = mirror.next_step(world, model, wanted.job, config.external_sources.allowed)
+    exception = mirror_exception.next_step(world, wanted.job, config)
     verifying = verification.next_step(world, model, mirroring.artifact)
     verified = verifying.stage
     # A mirror that runs is looked at more often than backoff would.
@@ -86,13 +96,18 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
         blocked=blocked,
         moving=step.moving,
         # The probe comes last: whatever keeps it from running keeps nothing else from being done.
-        actions=(*hold, *seal.actions, *mirroring.actions, *step.actions, *probe.actions),
+        actions=(
+            *hold,
+            *seal.actions,
+            *mirroring.actions,
+            *exception.actions,
+            *step.actions,
+            *probe.actions,
+        ),
         artifact=mirroring.artifact,
         mirror=mirroring.status,
         placement=memo.placement if memo else None,
-        egress=probe.egress.model_copy(
-            update={"mirror_exception": sealing.mirror_exception(world.jobs, config)}
-        ),
+        egress=probe.egress.model_copy(update={"mirror_exception": exception.said}),
         seal_required=required and not probe.stage.is_true,
         ready_replicas=0 if model.spec.suspend or probe.egress.isolated else view.ready_replicas,
         serving_artifact=view.artifact,

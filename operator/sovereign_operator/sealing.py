@@ -7,11 +7,9 @@ import hashlib
 import json
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import urlsplit
 
 from sovereign_operator import reasons
 from sovereign_operator.api import ANNOTATION_RENDERED, FINALIZER
-from sovereign_operator.config import OperatorConfig
 from sovereign_operator.rollout import first_difference, needs_apply
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import (
@@ -23,7 +21,6 @@ from sovereign_operator.world import (
     Stage,
     annotation,
     is_dying,
-    is_finished,
     name_of,
 )
 
@@ -92,17 +89,6 @@ def allowed(desired: tuple[Manifest, ...]) -> tuple[str, ...]:
                     for port in rule.get("ports") or anything:
                         found.add(_short_hash([spec["podSelector"], way, peer, port]))
     return tuple(sorted(found))
-
-
-def mirror_exception(jobs: tuple[Manifest, ...], config: OperatorConfig) -> str:
-    """What the pod of a mirror Job may reach while it runs, in words; empty while there is none."""
-    running = sorted(name_of(job) for job in jobs if not is_dying(job) and not is_finished(job))
-    if not running:
-        return ""
-    sources = config.external_sources
-    ports = ", ".join(str(port) for port in sources.ports)
-    host = urlsplit(sources.endpoint).hostname or sources.endpoint
-    return f"Job {', '.join(running)} mirrors from {host}: its pod may leave the cluster on TCP {ports}."
 
 
 def _short_hash(what: object) -> str:

@@ -36,6 +36,7 @@ class World:
     namespace_sealed: bool | None = None  # whether it carries its label; None: nobody asks for it
     jobs: tuple[Manifest, ...] = ()  # of the mirror
     job_pods: tuple[Manifest, ...] = ()
+    exceptions: tuple[Manifest, ...] = ()  # policies that let pods of the mirror out
     progress: MirrorProgress | None = None
     found: Found = NOT_THERE
     token_missing: bool = False

@@ -139,6 +139,7 @@ ALLOWED: list[Right] = [
     ("patch", "sovereignmodels.sovereign.dev", MODELS),
     ("patch", "sovereignmodels.sovereign.dev/status", MODELS),
     ("create", "networkpolicies.networking.k8s.io", MODELS),
+    *((verb, "networkpolicies.networking.k8s.io", SYSTEM) for verb in ("create", "patch", "delete", "watch")),
     ("create", "events", MODELS),
     ("get", "namespaces", MODELS),
     ("create", "pods", MODELS),
@@ -177,7 +178,7 @@ FORBIDDEN: list[Right] = [
     ("create", "jobs.batch", OTHER),
     *((verb, "jobs.batch", namespace) for verb in ("patch", "update") for namespace in (SYSTEM, MODELS)),
     ("create", "networkpolicies.networking.k8s.io", OTHER),
-    ("create", "networkpolicies.networking.k8s.io", SYSTEM),
+    *((verb, "networkpolicies.networking.k8s.io", SYSTEM) for verb in ("get", "update")),
     ("patch", "validatingadmissionpolicies.admissionregistration.k8s.io", None),
 ]
 

@@ -3,7 +3,7 @@
 
 It is named by a hash of what it does, created and never patched. Its pod carries no model label, because it
 has to reach the hub and the sealed set must not; it has no API token and mounts nothing but its credentials.
-The chart holds the network policy of mirror pods.
+The chart holds the network policy of mirror pods; `mirror_exception.py` lets this one out while it runs.
 """
 
 from __future__ import annotations

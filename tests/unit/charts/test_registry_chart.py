@@ -9,6 +9,7 @@ import json
 import pytest
 import yaml
 
+from sovereign_operator.config import parse_config
 from tests.unit.charts.rendering import NAMESPACE, Manifest, Rendered, render
 
 WRITER = f"sovereign-registry-writer.{NAMESPACE}.svc.cluster.local:5001"
@@ -173,20 +174,27 @@ def test_the_registry_answers_and_never_calls() -> None:
     ]
 
 
-def test_mirror_pods_stay_inside_unless_external_sources_are_allowed() -> None:
-    inside = policy(render(), "sovereign-mirror")["egress"]
+@pytest.mark.parametrize("allowed", [False, True])
+def test_the_charts_policy_keeps_mirror_pods_inside_whatever_is_allowed(allowed: bool) -> None:
+    """The way to the hub is the operator's to open, for one Job and while it runs."""
+    rendered = render(values={"externalSources": {"allowed": allowed}})
+    inside = policy(rendered, "sovereign-mirror")["egress"]
     assert not [peer for rule in inside for peer in rule["to"] if "ipBlock" in peer]
     assert all("to" in rule for rule in inside)
 
-    values = {"externalSources": {"allowed": True, "endpoint": "http://hub.lab:8000", "extraPorts": [8001]}}
-    [outside] = [
-        rule
-        for rule in policy(render(values=values), "sovereign-mirror")["egress"]
-        if "ipBlock" in rule["to"][0]
-    ]
-    assert [port["port"] for port in outside["ports"]] == [443, 8000, 8001]
-    blocks = {peer["ipBlock"]["cidr"]: peer["ipBlock"]["except"] for peer in outside["to"]}
-    assert blocks == {"0.0.0.0/0": ["169.254.0.0/16"], "::/0": ["fd00:ec2::254/128", "fe80::/10"]}
+
+def test_the_operator_is_told_where_a_mirror_may_go() -> None:
+    values = {"allowed": True, "endpoint": "http://hub.lab:8000", "extraPorts": [8001]}
+    sources = parse_config(render(values={"externalSources": values}).config()).external_sources
+    assert sources.cidrs == ("0.0.0.0/0", "::/0")
+    assert sources.ports == (443, 8000, 8001)
+    narrow = {"externalSources": {"cidrs": ["10.1.0.0/16"]}}
+    assert parse_config(render(values=narrow).config()).external_sources.cidrs == ("10.1.0.0/16",)
+
+
+def test_without_the_charts_policies_there_is_nothing_to_except_from() -> None:
+    rendered = render(values={"networkPolicies": {"enabled": False}})
+    assert parse_config(rendered.config()).external_sources.cidrs == ()
 
 
 @pytest.mark.parametrize("policy_name", ["sovereign-mirror", "sovereign-operator", "sovereign-registry-gc"])

@@ -106,6 +106,12 @@ def test_secrets_of_the_system_namespace_are_written_and_never_read() -> None:
     assert {verb for verb, _, resource in held if resource == "secrets"} == {"create", "patch"}
 
 
+def test_policies_of_the_system_namespace_are_watched_and_none_is_read_by_name() -> None:
+    held = rights(render().one("Role", "sovereign-operator-system", NAMESPACE))
+    verbs = {verb for verb, _, resource in held if resource == "networkpolicies"}
+    assert verbs == {"create", "list", "watch", "patch", "delete"}
+
+
 def test_people_get_models_through_the_roles_they_have() -> None:
     rendered = render()
     view, edit = (rendered.one("ClusterRole", f"sovereign-models-{name}") for name in ("view", "edit"))

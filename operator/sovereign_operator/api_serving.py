@@ -195,6 +195,26 @@ class WorkerResources(ApiModel):
     )
 
 
+class Rdma(ApiModel):
+    """A fabric that adapters use past the kernel, for traffic between the workers."""
+
+    resource: Annotated[str, StringConstraints(min_length=1, max_length=253)] = Field(
+        description=(
+            "Extended resource of the RDMA device plugin that stands for one device, as nodes report it. "
+            "Example: rdma/hca_shared_devices_a"
+        )
+    )
+    per_worker: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description=(
+            "Devices that each worker pod takes; a shared device counts once. Unit: devices. Default: 1. "
+            "Example: 8"
+        ),
+    )
+
+
 class ServingSpec(ApiModel):
     """How the model is served."""
 
@@ -256,5 +276,13 @@ class ServingSpec(ApiModel):
         description=(
             "CPU and memory of each worker pod. Default: derived from the placement. Example: {cpu: '16', "
             "memory: 256Gi}"
+        ),
+    )
+    rdma: Rdma | None = Field(
+        default=None,
+        description=(
+            "RDMA for the worker pods: devices, and the capability IPC_LOCK. No network policy sees this "
+            "traffic and no probe tries it, which EgressSealed says (RdmaNotCovered); the namespace must "
+            "allow privileged pod security. Default: none. Example: {resource: rdma/hca_shared_devices_a}"
         ),
     )

@@ -121,7 +121,10 @@ class EgressStatus(ApiModel):
     findings: list[Text] = Field(
         default_factory=list,
         max_length=48,
-        description="Paths that were reached from inside. own-node is no leak: no policy covers it.",
+        description=(
+            "Paths that were reached from inside, and what was not tried. own-node is no leak: no policy "
+            "covers it. rdma: the workers have RDMA devices, which neither policies nor the probe cover."
+        ),
     )
     isolated: bool = Field(
         default=False,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from sovereign_operator import reasons
+from sovereign_operator import rdma, reasons
 from sovereign_operator.api import ANNOTATION_RELEASE, Condition, SovereignModel
 from sovereign_operator.plan import Plan
 from sovereign_operator.world import Stage
@@ -144,7 +144,7 @@ def conditions(situation: Situation, before: tuple[Condition, ...], now: str) ->
         reasons.MIRRORED: plan.mirrored,
         reasons.VERIFIED: plan.verified,
         reasons.PLACED: plan.placed,
-        reasons.EGRESS_SEALED: plan.sealed,
+        reasons.EGRESS_SEALED: rdma.told(plan.sealed, situation.model),
         reasons.SERVING: plan.serving,
     }
     generation = situation.model.metadata.generation

@@ -128,6 +128,8 @@ class RegistryPods(ConfigModel):
 # Targets that the operator adds to every probe: the prober's own node, and the API server.
 OWN_NODE: Final = "own-node"
 API_SERVER: Final = "api-server"
+# A finding beside those that a probe reached, so no target has this name: see `rdma.py`.
+RDMA: Final = "rdma"
 
 
 class ProbeTarget(ConfigModel):
@@ -166,6 +168,8 @@ class ProbeConfig(ConfigModel):
         """A target that no prober would take is an error at start."""
         own = (Target(OWN_NODE, Protocol.ICMP, "node"), Target(API_SERVER, Protocol.ICMP, "node"))
         given = tuple(target.target() for target in self.targets)
+        if RDMA in (target.name for target in given):
+            raise ValueError(f"Expected a target with another name, found {RDMA}: it is a finding's own.")
         if len(given) > MOST_TARGETS - len(own):
             raise ValueError(f"Expected at most {MOST_TARGETS - len(own)} targets, found {len(given)}.")
         ProbePlan("0", self.timeout_seconds, self.settle_seconds, self.canary, None, (*given, *own)).render()

@@ -16,6 +16,10 @@ from sovereign_operator.api import MAX_NAME_LENGTH, RESERVED_ENGINE_ARG_PREFIX, 
 
 DNS_LABEL: Final = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_SUBDOMAIN: Final = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+# A resource of a device plugin, with its domain.
+QUALIFIED_RESOURCE: Final = (
+    "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$')"
+)
 # A repository inside the in-cluster registry: lower-case path components, and no first component that is a
 # host.
 PINNED_REFERENCE: Final = (
@@ -249,6 +253,30 @@ SERVING_RULES: Final = (
     ),
 )
 
+RDMA_RULES: Final = (
+    Rule(
+        "rdma-resource-is-qualified",
+        "spec.serving.rdma.resource",
+        QUALIFIED_RESOURCE,
+        "rdma.resource must be an extended resource with its domain, as nodes report it, for example "
+        "rdma/hca_shared_devices_a",
+        _quoting("rdma.resource must be an extended resource with its domain, found ", "self", ""),
+    ),
+    Rule(
+        "rdma-is-for-accelerators",
+        "spec.serving",
+        "self.device != 'cpu' || !has(self.rdma)",
+        "with device: cpu the workers have no use for RDMA; remove rdma",
+    ),
+    Rule(
+        "rdma-is-not-the-accelerator",
+        "spec",
+        "!has(self.serving.rdma) || self.serving.rdma.resource != self.placement.accelerator.resource",
+        "serving.rdma.resource and placement.accelerator.resource must differ, because one pod counts both; "
+        "name the network device in rdma",
+    ),
+)
+
 PLACEMENT_RULES: Final = (
     Rule(
         "tensor-parallelism-fits-a-node",
@@ -261,7 +289,7 @@ PLACEMENT_RULES: Final = (
     Rule(
         "accelerator-resource-is-qualified",
         "spec.placement.accelerator.resource",
-        "self.matches('^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9._]*[A-Za-z0-9])?$')",
+        QUALIFIED_RESOURCE,
         "resource must be an extended resource with its domain, as nodes report it, for example "
         "nvidia.com/gpu",
     ),
@@ -285,4 +313,4 @@ PLACEMENT_RULES: Final = (
     ),
 )
 
-RULES: Final = OBJECT_RULES + SOURCE_RULES + SERVING_RULES + PLACEMENT_RULES
+RULES: Final = OBJECT_RULES + SOURCE_RULES + SERVING_RULES + RDMA_RULES + PLACEMENT_RULES

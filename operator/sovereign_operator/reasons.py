@@ -161,6 +161,9 @@ PROBE_INCONCLUSIVE: Final = "ProbeInconclusive"
 STALE: Final = "Stale"
 # NetworkPolicy never covers the pod's own node; reported beside a seal that holds otherwise.
 NODE_REACHABLE: Final = "NodeReachable"
+# The workers have RDMA devices (spec.serving.rdma): no policy sees that traffic and no probe tries it.
+# Reported beside every verdict, which is about packets.
+RDMA_NOT_COVERED: Final = "RdmaNotCovered"
 
 # --- events (what happened, once; conditions say what is) ---------------------------------------------------
 # A mirror Job was started.

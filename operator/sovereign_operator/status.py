@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from sovereign_operator import conditions, reasons
+from sovereign_operator import conditions, rdma, reasons
 from sovereign_operator.api import (
     COMPONENT_MIRROR,
     ArtifactStatus,
@@ -50,7 +50,7 @@ def status_of(world: World, model: SovereignModel, plan: Plan, outcome: Outcome)
         serving_artifact=plan.serving_artifact.partition("@")[2] or before.serving_artifact,
         mirror=plan.mirror,
         placement=_placement(plan.placement) if plan.placement else before.placement,
-        egress=plan.egress,
+        egress=rdma.listed(plan.egress, model),
         endpoint=f"http://{model.name}-serve-svc.{model.namespace}.svc:{_SERVE_PORT}/v1" if serves else "",
         ready_replicas=plan.ready_replicas,
         replicas=model.spec.serving.replicas,

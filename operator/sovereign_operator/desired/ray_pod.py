@@ -2,8 +2,8 @@
 """The pod templates of a model's Ray cluster: the head, which computes nothing, and the workers.
 
 Both pull their weights before Ray starts (the head only the small files), check every digest while writing,
-and run under `restricted` pod security. KubeRay adds its own init container, probes and the token; what it
-adds is never rendered here.
+and run under `restricted` pod security, but for the Ray container of workers with RDMA. KubeRay adds its own
+init container, probes and the token; what it adds is never rendered here.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from sovereign_operator.desired.sandbox import (
     offline_environment,
     pod_security,
     restricted,
+    restricted_but_for_rdma,
     serving_environment,
 )
 from sovereign_operator.desired.surroundings import on_nodes, on_worker_nodes, resolver
@@ -81,6 +82,8 @@ def worker_template(
     ray["ports"] = _ports(metrics=METRICS_PORT, serve=HTTP_PORT)
     ray["resources"] = _worker_resources(model, artifact, placement)
     ray["readinessProbe"] = _answers(model)
+    if model.spec.serving.rdma is not None:
+        ray["securityContext"] = restricted_but_for_rdma()
     return _template(
         model,
         config,
@@ -208,10 +211,12 @@ def _worker_resources(model: SovereignModel, artifact: Artifact, placement: Plac
         cpu = parse_cores(wish.cpu)
     if wish.memory is not None:
         request = limit = parse_size(wish.memory)
-    accelerators = {model.spec.placement.accelerator.resource: str(count)}
+    devices = {model.spec.placement.accelerator.resource: str(count)}
+    if (rdma := model.spec.serving.rdma) is not None:
+        devices[rdma.resource] = str(rdma.per_worker)
     return {
         "requests": {"cpu": cores(cpu), "memory": size(request)},
-        "limits": {"memory": size(limit)} | accelerators,
+        "limits": {"memory": size(limit)} | devices,
     }
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every pod of ours is held by: Pod Security's `restricted` profile, and an environment without a way
-out.
+out. Workers with RDMA are the one exception, and have a function of their own.
 
 KubeRay copies the Ray container's security context, environment and mounts into the init container that it
 adds, so everything stands on the container and not on the pod alone.
@@ -14,6 +14,8 @@ from sovereign_operator.values import Manifest
 
 USER: Final = 1000
 HOME: Final = "/home/sovereign"
+# May lock any amount of memory.
+IPC_LOCK: Final = "IPC_LOCK"
 
 # No library of the stack calls home, downloads a kernel, or looks for a newer version of anything. Ray hands
 # only some of these on to its actors, so they are set on every container, head and workers alike.
@@ -77,6 +79,15 @@ def restricted() -> Manifest:
         "capabilities": {"drop": ["ALL"]},
         "seccompProfile": {"type": "RuntimeDefault"},
     }
+
+
+def restricted_but_for_rdma() -> Manifest:
+    """The same and one capability: adapters pin memory. It is outside of `restricted` and of `baseline`.
+
+    No process of ours is root, so what the kernel grants is the runtime's memlock limit all the same: without
+    ambient capabilities, which Kubernetes does not set, an added one does not reach them.
+    """
+    return restricted() | {"capabilities": {"add": [IPC_LOCK], "drop": ["ALL"]}}
 
 
 def serving_environment(cpu: bool) -> list[Manifest]:

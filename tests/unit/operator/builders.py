@@ -11,6 +11,7 @@ import yaml
 
 from sovereign_airgap.facts import ModelFacts
 from sovereign_operator.api import SovereignModel
+from sovereign_operator.api_serving import Rdma
 from sovereign_operator.config import OperatorConfig, parse_config
 from sovereign_operator.values import Artifact, NodeFacts, Taint
 
@@ -21,6 +22,7 @@ COMMIT = "41bd4c9e7e4fb318ca40e721131d4933966c2cc1"
 DIGEST = "sha256:" + "1f" * 32
 IMAGE = f"registry.example/sovereign-serving@{DIGEST}"
 PRODUCT = "NVIDIA-H100-80GB-HBM3"
+RDMA_RESOURCE = "rdma/hca_shared_devices_a"
 
 AIRGAP_IMAGE = "registry.example/sovereign-airgap@sha256:" + "2" * 64
 CONFIG = {
@@ -68,6 +70,13 @@ def an_example(name: str) -> SovereignModel:
     manifest = yaml.safe_load((EXAMPLES / f"{name}.yaml").read_text(encoding="utf-8"))
     manifest["metadata"] |= {"uid": "00000000-0000-0000-0000-000000000000", "generation": 1}
     return SovereignModel.parse(manifest)
+
+
+def with_rdma(model: SovereignModel, per_worker: int = 1) -> SovereignModel:
+    """The same model with devices of a fabric for its workers."""
+    wish = Rdma(resource=RDMA_RESOURCE, per_worker=per_worker)
+    serving = model.spec.serving.model_copy(update={"rdma": wish})
+    return model.model_copy(update={"spec": model.spec.model_copy(update={"serving": serving})})
 
 
 def the_facts(name: str = "mixtral-8x7b", **changes: Any) -> ModelFacts:

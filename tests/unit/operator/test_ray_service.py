@@ -35,6 +35,7 @@ from tests.unit.operator.builders import (
     an_artifact,
     an_example,
     the_facts,
+    with_rdma,
 )
 
 EXAMPLES = ("deepseek-v3", "mistral-medium-3.5", "mistral-small-4", "mixtral-8x7b", "tiny-moe")
@@ -101,6 +102,12 @@ Readable.add_representer(
 def test_an_example_renders_to_its_golden(name: str, golden: Golden) -> None:
     text = yaml.dump(rendered(an_example(name), name), Dumper=Readable, sort_keys=False, width=110)
     golden(f"rayservice/{name}.yaml", f"# SPDX-License-Identifier: Apache-2.0\n{text}")
+
+
+def test_a_model_with_rdma_renders_to_its_golden(golden: Golden) -> None:
+    model = with_rdma(an_example("deepseek-v3"), per_worker=8)
+    text = yaml.dump(rendered(model, "deepseek-v3"), Dumper=Readable, sort_keys=False, width=110)
+    golden("rayservice/deepseek-v3-rdma.yaml", f"# SPDX-License-Identifier: Apache-2.0\n{text}")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -116,6 +116,9 @@ REPLICAS_READY: Final = "ReplicasReady"
 STARTING: Final = "Starting"
 # It served before and some replicas do not answer now.
 REPLICAS_MISSING: Final = "ReplicasMissing"
+# The API server refused KubeRay a model pod: quota, admission policy, or pod security (RDMA needs
+# `privileged`).
+PODS_REFUSED: Final = "PodsRefused"
 # A model pod cannot be scheduled; the message is the scheduler's.
 UNSCHEDULABLE: Final = "Unschedulable"
 # A model pod's image cannot be pulled; the message is the kubelet's.

@@ -23,6 +23,7 @@ from sovereign_operator.api import (
 )
 from sovereign_operator.desired.probe import SEALED
 from sovereign_operator.mirror import waiting_for
+from sovereign_operator.pod_refusal import pods_refused
 from sovereign_operator.rollout import Memo
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import Stage, World, annotation, condition_of, is_dying, name_of
@@ -51,7 +52,7 @@ def view(world: World, model: SovereignModel, desired: Manifest | None) -> Servi
     memo = Memo.of(live)
     failure = _app_failure(live, model) or _missing_answer(live, model) or _missing_pods(world, memo)
     if failure is not None:
-        return ServingView(_pod_failure(world) or _as_loss(failure, model))
+        return ServingView(_pod_failure(world) or pods_refused(world) or _as_loss(failure, model))
     served = annotation(active, ANNOTATION_ARTIFACT) if active else ""
     replicas = memo.placement.replicas if memo else 0
     if outdated := _outdated(live, active, desired or live):

@@ -18,7 +18,7 @@ from typing import Any
 import kopf
 
 from sovereign_operator import api
-from sovereign_operator.indices import Indices, Key, NodeWatch, key_of, owner_of, plain
+from sovereign_operator.indices import Indices, Key, NodeWatch, key_of, owner_of, plain, policy_key
 from sovereign_operator.values import Manifest
 from sovereign_operator.workqueue import WorkQueue
 
@@ -31,16 +31,15 @@ JOBS = ("batch", "v1", "jobs")
 SERVICES = ("", "v1", "services")
 NODES = ("", "v1", "nodes")
 CHILDREN = {
-    POLICIES: "policies",
     RAY_SERVICES: "ray_services",
     RAY_CLUSTERS: "ray_clusters",
     PODS: "pods",
     JOBS: "probe_jobs",
     SERVICES: "services",
 }
-# Children carry the owner's label, pods the model's: everything else of these kinds is never sent to us.
+# Children carry the owner's label, pods the model's: everything else of these kinds is never sent to us. Of
+# policies all are: one that somebody else wrote can open what ours deny.
 SELECTED = {
-    POLICIES: api.LABEL_OWNER,
     RAY_SERVICES: api.LABEL_OWNER,
     RAY_CLUSTERS: api.LABEL_OWNER,
     PODS: api.LABEL_MODEL,
@@ -72,6 +71,7 @@ def registry(queue: WorkQueue[Key], indices: Indices, nodes: NodeWatch) -> kopf.
     _activities(handlers, indices)
     _models(handlers, queue)
     _nodes(handlers, queue, nodes)
+    _policies(handlers, queue, indices)
     for resource, index in CHILDREN.items():
         _child(handlers, queue, resource, index)
     return handlers
@@ -86,7 +86,7 @@ def _activities(handlers: kopf.OperatorRegistry, indices: Indices) -> None:
     @kopf.on.startup(registry=handlers)
     async def start(settings: kopf.OperatorSettings, **kwargs: Any) -> None:
         settings_for(settings)
-        for name in ("models", *CHILDREN.values(), "nodes"):
+        for name in ("models", "policies", *CHILDREN.values(), "nodes"):
             setattr(indices, name, kwargs[name])
 
     @kopf.on.probe(id="reconciler", registry=handlers)
@@ -114,6 +114,18 @@ def _nodes(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], nodes: NodeWa
     async def on_node(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 (kopf's name)
         queue.open()
         nodes.event(type, body)
+
+
+def _policies(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], indices: Indices) -> None:
+    @kopf.index(*POLICIES, id="policies", registry=handlers)
+    async def index_policy(body: kopf.Body, **_: Any) -> dict[Key, Manifest]:
+        return {policy_key(body): plain(body)}
+
+    @kopf.on.event(*POLICIES, id="on_policies", registry=handlers)
+    async def on_policy(body: kopf.Body, **_: Any) -> None:
+        queue.open()
+        for key in indices.concerned(body):
+            queue.add(key)
 
 
 def _child(

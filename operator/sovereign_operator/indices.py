@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sovereign_operator.api import LABEL_MODEL, LABEL_OWNER, LABEL_OWNER_NAMESPACE
+from sovereign_operator.api import LABEL_COMPONENT, LABEL_MODEL, LABEL_OWNER, LABEL_OWNER_NAMESPACE
+from sovereign_operator.foreign_policies import opened_by
 from sovereign_operator.values import Manifest, NodeFacts
 
 # Namespace and name of a SovereignModel: the key of the work queue.
@@ -45,12 +46,21 @@ def owner_of(body: Mapping[str, Any]) -> Key:
     return str(labels.get(LABEL_OWNER_NAMESPACE) or metadata.get("namespace") or ""), str(name)
 
 
+def policy_key(body: Mapping[str, Any]) -> Key:
+    """The model that a policy seals, in its own namespace whatever its labels say of others; a policy that is
+    none of ours has no name in its key. Ours carry no component: those of mirrors do, and are no seal."""
+    metadata = body["metadata"]
+    labels = metadata.get("labels") or {}
+    name = "" if LABEL_COMPONENT in labels else labels.get(LABEL_OWNER) or ""
+    return str(metadata.get("namespace") or ""), str(name)
+
+
 @dataclass
 class Indices:
     """The live indices; empty until the watches have listed everything once."""
 
     models: Index = field(default_factory=dict)
-    policies: Index = field(default_factory=dict)
+    policies: Index = field(default_factory=dict)  # by policy_key, with those of others
     ray_services: Index = field(default_factory=dict)
     ray_clusters: Index = field(default_factory=dict)
     pods: Index = field(default_factory=dict)
@@ -85,6 +95,23 @@ class Indices:
         """The children of one model, by name."""
         return tuple(sorted(index.get(key, ()), key=lambda body: str(body["metadata"]["name"])))
 
+    def opened_by_others(self, key: Key) -> tuple[str, ...]:
+        """What others wrote in the model's namespace that could open its seal."""
+        namespace, name = key
+        others = (
+            body
+            for owner, bodies in self.policies.items()
+            if owner != key and owner[0] == namespace
+            for body in bodies
+        )
+        return opened_by(others, name)
+
+    def concerned(self, policy: Mapping[str, Any]) -> set[Key]:
+        """Whom a policy may matter to: the model that it seals, and every one in its namespace."""
+        owner = policy_key(policy)
+        neighbours = {key for key in self.models if key[0] == owner[0]}
+        return neighbours | {owner} if all(owner) else neighbours
+
     def node_facts(self, product_label: str) -> tuple[NodeFacts, ...]:
         return tuple(
             sorted(
@@ -103,6 +130,7 @@ class Indices:
         for version in self._versions(key):
             digest.update(version.encode())
         digest.update(repr(self.node_facts(product_label)).encode())
+        digest.update(repr(self.opened_by_others(key)).encode())
         return digest.hexdigest()
 
     def _versions(self, key: Key) -> Iterator[str]:

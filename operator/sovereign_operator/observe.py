@@ -96,6 +96,7 @@ async def _alive(world: World, model: SovereignModel, wants: Wanted, senses: Sen
         body=world.body,
         model=model,
         policies=indices.of(indices.policies, key),
+        opened_by_others=indices.opened_by_others(key),
         ray_service=service,
         ray_clusters=indices.of(indices.ray_clusters, key),
         pods=tuple(pod for pod in pods if component_of(pod) not in PROBE_COMPONENTS),

@@ -3,8 +3,8 @@
 
 A run is two Jobs of one id, and the id follows from the one before, so an operator that starts anew finds
 what it had begun. What a run said is kept in status.egress: its Jobs may go. It is probed before the first
-pod, after each change of policies or nodes, and again when the proof is old; what proved nothing or worse is
-tried again after 30 s to 10 min, a leak at once, because the second run confirms it.
+pod, after each change of nodes or of policies, ours or others', and again when the proof is old; what proved
+nothing or worse is tried again after 30 s to 10 min, a leak at once, because the second run confirms it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from sovereign_operator.api import ANNOTATION_PROBE_RUN, ANNOTATION_RELEASE, Egr
 from sovereign_operator.config import OWN_NODE, OperatorConfig
 from sovereign_operator.desired.probe import control_job, new_run, prober_job, targets
 from sovereign_operator.desired.surroundings import on_worker_nodes, resolver
+from sovereign_operator.foreign_policies import names_of
 from sovereign_operator.placement import group_of
 from sovereign_operator.probe_answers import answer_of, overdue
 from sovereign_operator.sealing import MISSING, SealingStep
-from sovereign_operator.values import Manifest, NodeFacts
+from sovereign_operator.values import Manifest
 from sovereign_operator.verdict import BREACHES, ISOLATED_FOR, Answer, Question, Verdict, judge
 from sovereign_operator.workqueue import backoff
 from sovereign_operator.world import (
@@ -79,7 +80,7 @@ class _Case:
 
 def next_step(world: World, model: SovereignModel, seal: SealingStep, config: OperatorConfig) -> ProbingStep:
     """What to do about the proof, and what EgressSealed says."""
-    case = _Case(world, model, config, purpose_of(model, seal.policy_hash, world.nodes, config))
+    case = _Case(world, model, config, purpose_of(world, model, seal.policy_hash, config))
     known = _still_known(model, seal)
     if not seal.in_force:
         return ProbingStep(MISSING, known, actions=_discarded(case, known))
@@ -92,10 +93,9 @@ def next_step(world: World, model: SovereignModel, seal: SealingStep, config: Op
     return _underway(case, known, run, strays)
 
 
-def purpose_of(
-    model: SovereignModel, policy_hash: str, nodes: Sequence[NodeFacts], config: OperatorConfig
-) -> str:
-    """What a proof is about: everything that is tried and, after the dot, the nodes that it may be on."""
+def purpose_of(world: World, model: SovereignModel, policy_hash: str, config: OperatorConfig) -> str:
+    """What a proof is about: everything that is tried and, after the dot, the nodes that it may be on and
+    what others wrote that could open the seal. Those come and go: a proof counts until the next is there."""
     tried: dict[str, Any] = {
         "policies": policy_hash,
         "image": config.images.airgap,
@@ -104,8 +104,8 @@ def purpose_of(
         "place": on_worker_nodes(model, config),
         "resolver": resolver(model, config),
     }
-    names = [node.name for node in group_of(model.spec, nodes)]
-    return f"{_digest(tried)}.{_digest(names)}"
+    around = [*(node.name for node in group_of(model.spec, world.nodes)), *world.opened_by_others]
+    return f"{_digest(tried)}.{_digest(around)}"
 
 
 # -- what is known ----------------------------------------------------------------------------------------
@@ -130,7 +130,8 @@ def _release(model: SovereignModel) -> str:
 
 
 def _holds(case: _Case, known: EgressStatus) -> bool:
-    """Whether the verdict is about these policies; other nodes do not void it, they are probed next."""
+    """Whether the verdict is about our policies; other nodes, and policies of others, are probed next and
+    void nothing."""
     return bool(known.probe_hash) and known.probe_hash.partition(".")[0] == case.purpose.partition(".")[0]
 
 
@@ -305,6 +306,7 @@ def _question(case: _Case) -> Question:
     return Question(
         targets=tuple(target.name for target in tried if target.name != OWN_NODE),
         names=frozenset(target.name for target in tried if target.protocol is Protocol.RESOLVE),
+        suspects=names_of(case.world.opened_by_others),
         control_planes=frozenset(node.name for node in case.world.nodes if CONTROL_PLANE in node.labels),
     )
 

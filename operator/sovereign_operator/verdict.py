@@ -44,6 +44,7 @@ class Question:
 
     targets: tuple[str, ...]  # without the own node
     names: frozenset[str] = frozenset()  # targets that ask the pod's resolver
+    suspects: tuple[str, ...] = ()  # NetworkPolicies of others that could open egress
     control_planes: Collection[str] = ()  # nodes that the API server may be on
 
 
@@ -63,7 +64,9 @@ def judge(prober: Answer, control: Answer, question: Question) -> Verdict:
         return _inconclusive(f"The prober gave no result: {prober.words}")
     reached = tuple(name for name in question.targets if prober.paths.get(name) is Outcome.REACHED)
     excused = _own_node(prober, reached, question)
-    breach = _not_enforced(prober) or _leak(prober, tuple(n for n in reached if n not in excused), question)
+    breach = _not_enforced(prober, question) or _leak(
+        prober, tuple(n for n in reached if n not in excused), question
+    )
     if breach is not None:
         return breach
     if why := _unproven(prober, control):
@@ -72,7 +75,7 @@ def judge(prober: Answer, control: Answer, question: Question) -> Verdict:
     return _sealed(prober, control, excused, question)
 
 
-def _not_enforced(prober: ProbeResult) -> Verdict | None:
+def _not_enforced(prober: ProbeResult, question: Question) -> Verdict | None:
     """The canary is in the cluster, so it answers whatever the site's network is like."""
     reached = _those(prober, CANARY_PATHS, Outcome.REACHED)
     if not reached:
@@ -80,7 +83,7 @@ def _not_enforced(prober: ProbeResult) -> Verdict | None:
     return Verdict(
         reasons.POLICY_NOT_ENFORCED,
         f"Expected the canary to be out of reach from inside the seal; the prober{_on(prober)} reached it "
-        f"({_listed(reached)}). This network plugin does not enforce the policies: install one that does.",
+        f"({_listed(reached)}). {_why_not_enforced(question.suspects)}",
         node=prober.node,
         settled=prober.settled,
         findings=reached,
@@ -101,10 +104,25 @@ def _leak(prober: ProbeResult, reached: tuple[str, ...], question: Question) -> 
         reason = reasons.LEAK_DETECTED
         words = (
             f"Expected every way out to be denied; the prober{_on(prober)} got an answer by "
-            f"{_listed(reached)}. Look for a policy that opens egress, or a path that the network plugin "
+            f"{_listed(reached)}. Look for {_openers(question.suspects)}, or a path that the network plugin "
             "does not cover."
         )
     return Verdict(reason, words, node=prober.node, settled=prober.settled, findings=reached)
+
+
+def _why_not_enforced(suspects: Sequence[str]) -> str:
+    if not suspects:
+        return "This network plugin does not enforce the policies: install one that does."
+    return (
+        f"Either NetworkPolicies of others open egress (these may: {_listed(suspects)}), or this network "
+        "plugin does not enforce the policies: take those away, or install one that does."
+    )
+
+
+def _openers(suspects: Sequence[str]) -> str:
+    if not suspects:
+        return "a policy that opens egress"
+    return f"what opens egress (NetworkPolicies of others that may: {_listed(suspects)})"
 
 
 def _unproven(prober: ProbeResult, control: Answer) -> str:

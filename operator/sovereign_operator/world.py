@@ -27,6 +27,7 @@ class World:
     model: SovereignModel | None = None  # None with a body: it could not be read, `unreadable` says why
     unreadable: str = ""
     policies: tuple[Manifest, ...] = ()
+    opened_by_others: tuple[str, ...] = ()  # policies that could open the seal: name and hash of each
     ray_service: Manifest | None = None
     ray_clusters: tuple[Manifest, ...] = ()
     pods: tuple[Manifest, ...] = ()  # of the sealed set, without those of the probe

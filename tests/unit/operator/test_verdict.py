@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -146,3 +147,10 @@ def test_a_sentence_lists_a_bounded_number_of_paths() -> None:
     assert verdict.findings == many
     assert f"and {40 - LISTED} more" in verdict.message
     assert len(verdict.message) < 900
+
+
+@pytest.mark.parametrize("path", ["canary_tcp", "outside_tcp_443"])
+def test_a_breach_names_the_policies_of_others_that_may_be_why(path: str) -> None:
+    question = replace(QUESTION, suspects=("debug",))
+    assert "debug" in judge(the_prober(**{path: "reached"}), the_control(), question).message
+    assert "others" not in judge(the_prober(**{path: "reached"}), the_control(), QUESTION).message

@@ -14,6 +14,7 @@ from sovereign_operator.api import FINALIZER, LABEL_COMPONENT, LABEL_MODEL, LABE
 from sovereign_operator.carry_out import Done
 from sovereign_operator.conditions import Outcome
 from sovereign_operator.config import OperatorConfig
+from sovereign_operator.foreign_policies import opened_by
 from sovereign_operator.kuberay import KubeRay
 from sovereign_operator.plan import Plan, plan
 from sovereign_operator.reconcile import Decision, decide
@@ -78,6 +79,7 @@ class Universe:
     token_missing: bool = False
     namespace_sealed: bool | None = None
     evidence: Evidence | None = None
+    foreign: list[Manifest] = field(default_factory=list)  # policies that others wrote
     progress: MirrorProgress | None = None
     children: dict[tuple[str, str], Manifest] = field(default_factory=dict)
     job_pods: list[Manifest] = field(default_factory=list)
@@ -101,6 +103,7 @@ class Universe:
             now=self.now,
             body=body,
             policies=self.of("NetworkPolicy", but=("mirror",)),
+            opened_by_others=opened_by(self.foreign, name_of(self.body)),
             exceptions=self.of("NetworkPolicy", only=("mirror",)),
             ray_service=next(iter(self.of("RayService")), None),
             ray_clusters=self.of("RayCluster"),

@@ -91,7 +91,8 @@ class EgressStatus(ApiModel):
         default="",
         description=(
             "What the verdict is about: a hash of the policies, the image and the targets and, after a dot, "
-            "one of the nodes. Empty after a policy was missing: it has to be proven anew."
+            "one of the nodes and of others' policies. Empty after a policy was missing: it has to be proven "
+            "anew."
         ),
     )
     verdict: Text = Field(

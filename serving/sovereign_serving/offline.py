@@ -23,6 +23,8 @@ FIXED: dict[str, str] = {
     "LMCACHE_TRACK_USAGE": "false",
     "RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray 2.60 reports that reporting is off: to nobody.
+    "RAY_USAGE_STATS_REPORT_URL": "http://127.0.0.1:9/",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     "VLLM_NO_USAGE_STATS": "1",

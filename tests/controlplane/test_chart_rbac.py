@@ -178,7 +178,7 @@ FORBIDDEN: list[Right] = [
     ("create", "jobs.batch", OTHER),
     *((verb, "jobs.batch", namespace) for verb in ("patch", "update") for namespace in (SYSTEM, MODELS)),
     ("create", "networkpolicies.networking.k8s.io", OTHER),
-    *((verb, "networkpolicies.networking.k8s.io", SYSTEM) for verb in ("get", "update")),
+    ("update", "networkpolicies.networking.k8s.io", SYSTEM),
     ("patch", "validatingadmissionpolicies.admissionregistration.k8s.io", None),
 ]
 

@@ -14,6 +14,7 @@ from typing import Final
 from sovereign_operator.api import (
     COMPONENT_HEAD,
     COMPONENT_WORKER,
+    GROUP,
     LABEL_COMPONENT,
     LABEL_MODEL,
     Device,
@@ -42,6 +43,8 @@ CA_FOLDER: Final = "/var/run/sovereign/registry-ca"
 # The tokens, or the words of a replica that refuses.
 ANSWERED: Final = '"tokens":|"OpenAIHTTPException"'
 GCS_PORT: Final = 6379
+ANNOTATION_LAUNCHER: Final = f"{GROUP}/ray-launcher"
+LAUNCHER_FILE: Final = "ray_bootstrap_config.yaml"
 
 # Without a limit, weights fill a node's disk. Blocks and folders take a little more than the bytes.
 WEIGHTS_SLACK_PERCENT: Final = 105
@@ -69,8 +72,33 @@ def head_template(model: SovereignModel, artifact: Artifact, config: OperatorCon
         "requests": {"cpu": cores(HEAD_CPU[device]), "memory": size(request)},
         "limits": {"memory": size(limit)},
     }
-    return _template(
+    template = _template(
         model, config, COMPONENT_HEAD, ray, _delivery(artifact, config, config_only=True), CONFIG_SIZE
+    )
+    _answer_where_ray_runs(template)
+    return template
+
+
+def _answer_where_ray_runs(head: Manifest) -> None:
+    """Puts the file there in which Ray's own launcher says what it runs on; an empty one will do.
+
+    Without it Ray 2.60's dashboard asks the metadata addresses of three clouds, whether or not anything is
+    reported. The API server makes the file from an annotation, so no other object is needed.
+    """
+    head["metadata"]["annotations"] = {ANNOTATION_LAUNCHER: "{}"}
+    item = {
+        "path": LAUNCHER_FILE,
+        "fieldRef": {"fieldPath": f"metadata.annotations['{ANNOTATION_LAUNCHER}']"},
+    }
+    item["fieldRef"]["apiVersion"] = "v1"
+    head["spec"]["volumes"].append({"name": "launcher", "downwardAPI": {"items": [item]}})
+    head["spec"]["containers"][0]["volumeMounts"].append(
+        {
+            "name": "launcher",
+            "mountPath": f"{HOME}/{LAUNCHER_FILE}",
+            "subPath": LAUNCHER_FILE,
+            "readOnly": True,
+        }
     )
 
 

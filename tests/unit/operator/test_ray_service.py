@@ -143,7 +143,7 @@ def test_every_container_passes_restricted_pod_security(name: str) -> None:
         assert spec["automountServiceAccountToken"] is False
         assert spec["enableServiceLinks"] is False
         assert not {"hostNetwork", "hostPID", "hostIPC", "serviceAccountName"} & spec.keys()
-        assert {kind for volume in spec["volumes"] for kind in volume} == {"name", "emptyDir"}
+        assert {kind for volume in spec["volumes"] for kind in volume} <= {"name", "emptyDir", "downwardAPI"}
         for container in containers_of(group):
             security = container["securityContext"]
             assert security["runAsNonRoot"] is True
@@ -214,6 +214,23 @@ def test_nothing_waits_for_a_seal_that_is_not_required_or_that_nobody_can_prove(
 def test_an_image_that_is_on_the_node_is_not_pulled_again(name: str) -> None:
     for group in groups_of(rendered(an_example(name), name)):
         assert {each["imagePullPolicy"] for each in containers_of(group)} == {"IfNotPresent"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_head_need_not_ask_where_it_runs_and_reports_to_nobody(name: str) -> None:
+    head, _ = groups_of(rendered(an_example(name), name))
+    (ray,) = head["template"]["spec"]["containers"]
+    (file,) = [
+        each for each in ray["volumeMounts"] if each["mountPath"].endswith("ray_bootstrap_config.yaml")
+    ]
+    (volume,) = [each for each in head["template"]["spec"]["volumes"] if each["name"] == file["name"]]
+    (item,) = volume["downwardAPI"]["items"]
+    assert item["path"] == file["subPath"]
+    field = item["fieldRef"]["fieldPath"].removeprefix("metadata.annotations['").removesuffix("']")
+    assert yaml.safe_load(head["template"]["metadata"]["annotations"][field]) == {}
+    environment = {each["name"]: each.get("value") for each in ray["env"]}
+    assert file["mountPath"] == f"{environment['HOME']}/{file['subPath']}"
+    assert str(environment["RAY_USAGE_STATS_REPORT_URL"]).startswith("http://127.0.0.1:")
 
 
 def test_weights_fit_their_volume() -> None:

@@ -208,7 +208,7 @@ class Executor:
             return ""
         manifest = action.manifest
         metadata = manifest["metadata"]
-        others = "not read"  # of what it has in its own namespace, the Role there lets it read no policy by name
+        others = "not read"  # the Role in its own namespace lets the operator read no policy by name
         if metadata.get("namespace") != self._system_namespace:
             live = await self._cluster.get(kind_of(manifest), metadata.get("namespace"), metadata["name"])
             others = ", ".join(other_managers(live or {})) or "somebody without a field manager"

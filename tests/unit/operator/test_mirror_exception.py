@@ -9,12 +9,14 @@ import pytest
 from pydantic import ValidationError
 
 from sovereign_operator.api import LABEL_COMPONENT
+from sovereign_operator.carry_out import Executor
 from sovereign_operator.desired.mirror_exception import mirror_exception
 from sovereign_operator.desired.mirror_job import mirror_job
 from sovereign_operator.desired.rendered import defects
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import Apply, Create, Delete, annotation, name_of
 from tests.unit.operator.builders import a_config, a_model
+from tests.unit.operator.test_reconcile import MemoryCluster, Ray
 from tests.unit.operator.worlds import PROBE, Universe
 
 EVERYWHERE = ["0.0.0.0/0", "::/0"]
@@ -190,3 +192,16 @@ def test_without_ranges_the_operator_opens_nothing_and_still_says_what_runs() ->
     assert exceptions(universe) == ()
     assert name_of(job_of(universe)) in said(universe)
     assert not universe.actions_of(Delete)
+
+
+async def test_a_fight_over_it_is_given_up_without_a_right_to_read_it() -> None:
+    cluster = MemoryCluster()
+    executor = Executor(cluster, Ray(), "sovereign-system")  # type: ignore[arg-type]
+    repair = Apply(rendered(), restores=True, drifted_at="spec.egress")
+    world = Universe().world()
+    for _ in range(3):
+        assert not (await executor.carry_out(world, (repair,))).outcome.contested
+    cluster.requests.clear()
+    done = await executor.carry_out(world, (repair,))
+    assert "spec.egress" in done.outcome.contested
+    assert cluster.requests == []

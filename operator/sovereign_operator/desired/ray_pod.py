@@ -86,11 +86,8 @@ def _answer_where_ray_runs(head: Manifest) -> None:
     reported. The API server makes the file from an annotation, so no other object is needed.
     """
     head["metadata"]["annotations"] = {ANNOTATION_LAUNCHER: "{}"}
-    item = {
-        "path": LAUNCHER_FILE,
-        "fieldRef": {"fieldPath": f"metadata.annotations['{ANNOTATION_LAUNCHER}']"},
-    }
-    item["fieldRef"]["apiVersion"] = "v1"
+    field = {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{ANNOTATION_LAUNCHER}']"}
+    item: Manifest = {"path": LAUNCHER_FILE, "fieldRef": field}
     head["spec"]["volumes"].append({"name": "launcher", "downwardAPI": {"items": [item]}})
     head["spec"]["containers"][0]["volumeMounts"].append(
         {

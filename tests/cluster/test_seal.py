@@ -23,9 +23,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]
 
 PROVEN_WITHIN = 300.0
 
-BY_POLICY = {
-    target["name"]: target for target in outside.PROBE_TARGETS if target["protocol"] in ("TCP", "UDP")
-}
+BY_POLICY = [one["name"] for one in outside.PROBE_TARGETS if one["protocol"] in ("TCP", "UDP")]
+BY_POLICY.append("api-server")
 BY_HOLE = {"outside-icmp": "icmp type echo-request"}
 
 

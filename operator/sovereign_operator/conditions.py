@@ -148,13 +148,13 @@ def conditions(situation: Situation, before: tuple[Condition, ...], now: str) ->
         reasons.SERVING: plan.serving,
     }
     generation = situation.model.metadata.generation
-    return merged(overall(violation), stages, before, generation, now)
+    return merged(overall(violation, plan.sealed.is_true), stages, before, generation, now)
 
 
-def overall(violation: Violation | None) -> dict[str, Stage]:
+def overall(violation: Violation | None, sealed: bool = False) -> dict[str, Stage]:
     """Ready and its companions: Reconciling and Stalled are never both there, and neither beside Ready."""
     if violation is None:
-        words = "Mirrored, verified, placed and serving."
+        words = f"Mirrored, verified, placed{', sealed' if sealed else ''} and serving."
         return {reasons.READY: Stage("True", reasons.ALL_CHECKS_PASSED, words)}
     said = {reasons.READY: Stage("False", violation.reason, violation.message)}
     if not violation.ends:

@@ -160,3 +160,8 @@ def test_what_is_said_first_is_not_green() -> None:
 def test_a_message_of_any_length_fits_into_a_condition() -> None:
     found = said(a_situation(outcome=Outcome(refused="x" * 100_000)))
     assert len(found["Ready"].message) == 1024
+
+
+def test_ready_claims_a_seal_only_where_one_was_proven() -> None:
+    assert "sealed" not in said(a_situation())["Ready"].message
+    assert "sealed" in said(a_situation(a_plan(sealed=FINE)))["Ready"].message

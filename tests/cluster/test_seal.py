@@ -85,60 +85,6 @@ def test_a_network_that_enforces_nothing_is_found_out_and_nothing_is_served(
     delete_model(kubectl, "unsealed")
 
 
-def target_of(path: str, cluster: Cluster) -> dict[str, Any]:
-    """Address, port and protocol of a path; policies see the API server behind its Service."""
-    if path == "api-server":
-        return {"protocol": "TCP", "address": NODE_IP, "port": cluster.api_port}
-    return next(one for one in outside.PROBE_TARGETS if one["name"] == path)
-
-
-def open_path(name: str, target: dict[str, Any]) -> Manifest:
-    """A second policy beside ours that opens one path for one model's pods."""
-    address = ipaddress.ip_address(target["address"])
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": f"{name}-opened", "namespace": MODELS},
-        "spec": {
-            "podSelector": {"matchLabels": {"sovereign.dev/model": name}},
-            "policyTypes": ["Egress"],
-            "egress": [
-                {
-                    "to": [{"ipBlock": {"cidr": f"{address}/{address.max_prefixlen}"}}],
-                    "ports": [{"protocol": target["protocol"], "port": target["port"]}],
-                }
-            ],
-        },
-    }
-
-
-@pytest.fixture(scope="module")
-def leaking(installed: Stack, namespace: None, node_cluster: Cluster) -> Iterator[dict[str, str]]:
-    """One model for each path, with a second policy that opens exactly it: path -> model. All at once."""
-    policy.start(node_cluster)
-    kubectl = installed.kubectl
-    models = {path: f"leak-{number}" for number, path in enumerate(BY_POLICY, 1)}
-    for path, name in models.items():
-        intruder = Kubectl((*kubectl.prefix, f"--as={INTRUDER}", "--as-group=system:masters"))
-        intruder.apply(open_path(name, target_of(path, node_cluster)))
-        apply_model(installed, name)
-    yield models
-    kubectl("-n", MODELS, "delete", "smodel", *models.values(), "--timeout=600s", timeout=620)
-
-
-@pytest.mark.parametrize("path", BY_POLICY)
-def test_a_policy_that_opens_one_path_is_a_leak_by_that_name(
-    installed: Stack, leaking: dict[str, str], path: str
-) -> None:
-    if path.startswith("outside6") and not outside.has_ipv6():
-        pytest.skip("this kernel forwards IPv6 for all links or for none, and the machine's stay as they are")
-    said = sealed_says(installed.kubectl, leaking[path], "LeakDetected", "Sealed", seconds=600)
-    assert condition(said, "EgressSealed")["reason"] == "LeakDetected"
-    assert set(said["status"]["egress"]["findings"]) - {"own-node"} == {path}
-    assert path in condition(said, "EgressSealed")["message"]
-    assert installed.kubectl.find("-n", MODELS, "rayservice", leaking[path]) is None
-
-
 @pytest.mark.parametrize(("path", "hole"), BY_HOLE.items(), ids=list(BY_HOLE))
 def test_a_plugin_that_does_not_cover_a_path_is_a_leak_by_that_name(
     installed: Stack, network: Cluster, path: str, hole: str
@@ -164,12 +110,13 @@ def test_a_plugin_that_covers_ipv4_only_is_a_leak_on_every_ipv6_path(
     delete_model(installed.kubectl, "four-only")
 
 
-def test_enforcement_that_lags_two_seconds_is_waited_for_and_told(installed: Stack, network: Cluster) -> None:
-    policy.start(network, lag_seconds=2.0)
+def test_enforcement_that_lags_is_waited_for_and_told(installed: Stack, network: Cluster) -> None:
+    """A prober takes a second or two to start: what lags less has passed by then, and so have model pods."""
+    policy.start(network, lag_seconds=8.0)
     apply_model(installed, "late")
     said = sealed_says(installed.kubectl, "late", "Sealed", "PolicyNotEnforced", "LeakDetected")
     assert condition(said, "EgressSealed")["reason"] == "Sealed"
-    assert float(said["status"]["egress"]["settledSeconds"]) > 0.2
+    assert float(said["status"]["egress"]["settledSeconds"]) > 0
     delete_model(installed.kubectl, "late")
 
 
@@ -224,3 +171,57 @@ def test_a_namespace_that_lost_its_label_is_not_sealed(installed: Stack, network
         kubectl("label", "namespace", MODELS, "sovereign.dev/sealed=true")
     sealed_says(kubectl, "unlabelled", "Sealed")
     delete_model(kubectl, "unlabelled")
+
+
+def target_of(path: str, cluster: Cluster) -> dict[str, Any]:
+    """Address, port and protocol of a path; policies see the API server behind its Service."""
+    if path == "api-server":
+        return {"protocol": "TCP", "address": NODE_IP, "port": cluster.api_port}
+    return next(one for one in outside.PROBE_TARGETS if one["name"] == path)
+
+
+def open_path(name: str, target: dict[str, Any]) -> Manifest:
+    """A second policy beside ours that opens one path for one model's pods."""
+    address = ipaddress.ip_address(target["address"])
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": f"{name}-opened", "namespace": MODELS},
+        "spec": {
+            "podSelector": {"matchLabels": {"sovereign.dev/model": name}},
+            "policyTypes": ["Egress"],
+            "egress": [
+                {
+                    "to": [{"ipBlock": {"cidr": f"{address}/{address.max_prefixlen}"}}],
+                    "ports": [{"protocol": target["protocol"], "port": target["port"]}],
+                }
+            ],
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def leaking(installed: Stack, namespace: None, node_cluster: Cluster) -> Iterator[dict[str, str]]:
+    """One model for each path, with a second policy that opens exactly it: path -> model. All at once."""
+    policy.start(node_cluster)
+    kubectl = installed.kubectl
+    models = {path: f"leak-{number}" for number, path in enumerate(BY_POLICY, 1)}
+    for path, name in models.items():
+        intruder = Kubectl((*kubectl.prefix, f"--as={INTRUDER}", "--as-group=system:masters"))
+        intruder.apply(open_path(name, target_of(path, node_cluster)))
+        apply_model(installed, name)
+    yield models
+    kubectl("-n", MODELS, "delete", "smodel", *models.values(), "--timeout=600s", timeout=620)
+
+
+@pytest.mark.parametrize("path", BY_POLICY)
+def test_a_policy_that_opens_one_path_is_a_leak_by_that_name(
+    installed: Stack, leaking: dict[str, str], path: str
+) -> None:
+    if path.startswith("outside6") and not outside.has_ipv6():
+        pytest.skip("this kernel forwards IPv6 for all links or for none, and the machine's stay as they are")
+    said = sealed_says(installed.kubectl, leaking[path], "LeakDetected", "Sealed", seconds=600)
+    assert condition(said, "EgressSealed")["reason"] == "LeakDetected"
+    assert set(said["status"]["egress"]["findings"]) - {"own-node"} == {path}
+    assert path in condition(said, "EgressSealed")["message"]
+    assert installed.kubectl.find("-n", MODELS, "rayservice", leaking[path]) is None

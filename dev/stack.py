@@ -205,8 +205,8 @@ def install_charts(target: Target, images: dict[str, str], values: Manifest | No
     """helm upgrade --install of both charts, from this repository, with `values` on top of the demo's."""
     _helm(target, "sovereign-crds", {})
     _helm(target, "sovereign-operator", {**demo_values(images), **site_values(target), **(values or {})})
-    for workload in ("operator", "registry", "resolver", "canary"):
-        name = f"deployment/sovereign-{workload}"
+    ours = ("-l", "app.kubernetes.io/part-of=sovereign")
+    for name in target.kubectl("-n", SYSTEM, "get", "deployments", *ours, "-o", "name").split():
         target.kubectl("-n", SYSTEM, "rollout", "status", name, "--timeout=180s", timeout=200)
 
 

@@ -204,14 +204,12 @@ class PolicyNotEnforced(Refusal):
     """A model pod still reaches the canary: its network policies are not enforced, so it must not start."""
 
     reason = "PolicyNotEnforced"
-    retryable = True
 
 
 class ProbeInconclusive(Refusal):
     """A model pod could not tell whether it is sealed, because its peer or its resolver did not answer."""
 
     reason = "ProbeInconclusive"
-    retryable = True
 
 
 # -- failed: the source -------------------------------------------------------------------------------------

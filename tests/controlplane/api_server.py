@@ -95,6 +95,11 @@ class ApiServer:
         metadata = manifest["metadata"]
         return self.call("POST", self.path(manifest["kind"], metadata.get("namespace")), manifest)
 
+    def would_take(self, manifest: Manifest) -> bool:
+        """Whether `create` would succeed now."""
+        path = self.path(manifest["kind"], manifest["metadata"].get("namespace"))
+        return self._asked("POST", f"{path}?dryRun=All", manifest, {}).status_code < 300
+
     def patch(
         self,
         kind: str,

@@ -311,7 +311,12 @@ class Site:
 
     @contextmanager
     def without_schema(self) -> Iterator[None]:
-        """The API server takes anything as a SovereignModel, as after a downgrade of the definition."""
+        """The API server takes anything as a SovereignModel, as after a downgrade of the definition.
+
+        It takes a moment until a changed definition counts.
+        """
+        strange = self.manifest("strange")
+        strange["spec"]["serving"] = {"image": {"not": "a string"}}
         path = self.api.path("CustomResourceDefinition", None, "sovereignmodels.sovereign.dev")
         patch_type = {"Content-Type": "application/json-patch+json"}
         where = "/spec/versions/0/schema/openAPIV3Schema/properties/spec"
@@ -325,12 +330,14 @@ class Site:
             loose.append({"op": "remove", "path": at})
         self.api.call("PATCH", path, loose, **patch_type)
         try:
+            eventually(lambda: self.api.would_take(strange), "the loose schema counts")
             yield
         finally:
             tight = [{"op": "replace", "path": where, "value": kept}]
             if rules:
                 tight.append({"op": "add", "path": at, "value": rules})
             self.api.call("PATCH", path, tight, **patch_type)
+            eventually(lambda: not self.api.would_take(strange), "the schema counts again")
 
     def policy_uid(self, name: str) -> str:
         return str(self.api.get("NetworkPolicy", self.models, name).get("metadata", {}).get("uid", ""))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from sovereign_operator.api import ANNOTATION_RENDERED, COMPONENT_PEER, SovereignModel
 from sovereign_operator.config import OperatorConfig
-from sovereign_operator.desired.probe import peer_name, peer_pod, peer_service
+from sovereign_operator.desired.probe import peer_pod, peer_service
 from sovereign_operator.mirror import waiting_for
 from sovereign_operator.rollout import needs_apply
 from sovereign_operator.values import Manifest
@@ -60,10 +60,9 @@ def next_step(world: World, model: SovereignModel, config: OperatorConfig) -> Pe
     return PeerStep(tuple(actions), waits=why or "it starts", blocked=bool(why))
 
 
-def removal(world: World, model: SovereignModel) -> tuple[Action, ...]:
-    """No pod of a model runs while it is suspended, or where nothing is probed."""
-    services = (one for one in world.services if name_of(one) == peer_name(model))
-    return tuple(Delete(one) for one in (*_peers(world), *services) if not is_dying(one))
+def removal(world: World) -> tuple[Action, ...]:
+    """No pod of a model runs while it is suspended, or where nothing is probed. The name may stay."""
+    return tuple(Delete(one) for one in _peers(world) if not is_dying(one))
 
 
 def _peers(world: World) -> tuple[Manifest, ...]:

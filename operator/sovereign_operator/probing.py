@@ -85,7 +85,7 @@ def next_step(world: World, model: SovereignModel, seal: SealingStep, config: Op
     if not seal.in_force:
         return ProbingStep(MISSING, known, actions=_discarded(case, known))
     if not case.may_run:
-        return _at_rest(case, known, (*_strays(case, ""), *peer.removal(world, model)))
+        return _at_rest(case, known, (*_strays(case, ""), *peer.removal(world)))
     run = new_run(model, case.purpose, known.run)
     strays = _strays(case, run)
     if not (_of_run(world, run) or _seconds_until_due(case, known) <= 0):

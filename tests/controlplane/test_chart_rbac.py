@@ -167,6 +167,7 @@ FORBIDDEN: list[Right] = [
     *((verb, "namespaces", MODELS) for verb in ("list", "patch", "update", "delete")),
     ("get", "namespaces", OTHER),
     *((verb, "services", namespace) for verb in ("create", "patch") for namespace in (SYSTEM, OTHER, None)),
+    ("delete", "services", MODELS),
     *(
         (verb, f"{resource}.rbac.authorization.k8s.io", None)
         for verb in ("create", "update", "patch", "bind", "escalate")

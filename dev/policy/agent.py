@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from dev.policy.api import NAMESPACES, PODS, POLICIES, ApiServerAway, Lists
@@ -80,7 +81,7 @@ class Agent:
     def run(self) -> None:
         """Until `stop`; an API server that is away is waited for, with the last rules in force."""
         for path in (NAMESPACES, PODS, POLICIES):
-            self._start(lambda path=path: self._watch(path))  # type: ignore[misc]
+            self._start(partial(self._watch, path))
         self._start(self._listen)
         pause, failure = RESYNC_SECONDS, ""
         while (number := self._rounds.next(self._stop, pause)) is not None:
@@ -154,7 +155,7 @@ class Agent:
             listener.listen(64)
             while not self._stop.is_set():
                 connection, _ = listener.accept()
-                self._start(lambda connection=connection: self._answer(connection))  # type: ignore[misc]
+                self._start(partial(self._answer, connection))
 
     def _answer(self, connection: socket.socket) -> None:
         with connection:

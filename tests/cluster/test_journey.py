@@ -21,7 +21,7 @@ from dev.stack import MODELS, SYSTEM, Stack
 from tests.cluster.audit import AuditLog
 from tests.cluster.leaving import PodAddresses, names_asked, packets_out
 from tests.cluster.single_rank import single_rank_pod
-from tests.cluster.until import READY_WITHIN, is_current, until
+from tests.cluster.until import READY_WITHIN, intruder, is_current, until
 
 # The first test also waits for the images, which take their time where nothing is cached.
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]
@@ -152,11 +152,7 @@ def test_a_lost_policy_comes_back(installed: Stack, model: Manifest) -> None:
 
 def delete_policy(kubectl: Kubectl, name: str) -> None:
     """As somebody who may: admission lets no person write policies into a sealed namespace."""
-    somebody = (
-        "--as=system:serviceaccount:kube-system:generic-garbage-collector",
-        "--as-group=system:masters",
-    )
-    kubectl("-n", MODELS, "delete", "networkpolicy", name, "--wait=false", *somebody)
+    intruder(kubectl)("-n", MODELS, "delete", "networkpolicy", name, "--wait=false")
 
 
 def test_the_operator_pod_comes_back_and_changes_nothing(installed: Stack, model: Manifest) -> None:

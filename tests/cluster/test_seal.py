@@ -17,7 +17,7 @@ from dev.cluster import Cluster, dns
 from dev.cluster.state import NODE_IP
 from dev.kubectl import Kubectl, Manifest, condition, is_true
 from dev.stack import MODELS, SYSTEM, Stack
-from tests.cluster.until import INTRUDER, is_current, until
+from tests.cluster.until import intruder, is_current, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3000)]
 
@@ -207,8 +207,7 @@ def leaking(installed: Stack, namespace: None, node_cluster: Cluster) -> Iterato
     kubectl = installed.kubectl
     models = {path: f"leak-{number}" for number, path in enumerate(BY_POLICY, 1)}
     for path, name in models.items():
-        intruder = Kubectl((*kubectl.prefix, f"--as={INTRUDER}", "--as-group=system:masters"))
-        intruder.apply(open_path(name, target_of(path, node_cluster)))
+        intruder(kubectl).apply(open_path(name, target_of(path, node_cluster)))
         apply_model(installed, name)
     yield models
     kubectl("-n", MODELS, "delete", "smodel", *models.values(), "--timeout=600s", timeout=620)

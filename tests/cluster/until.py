@@ -10,7 +10,7 @@ from dev.kubectl import Kubectl, Manifest
 
 # Admission lets nobody but these write a policy into a sealed namespace: somebody with such rights is who the
 # tests guard against.
-INTRUDER = "system:serviceaccount:kube-system:generic-garbage-collector"
+_INTRUDER = "system:serviceaccount:kube-system:generic-garbage-collector"
 READY_WITHIN = 900.0  # seconds on two busy cores; usually 120
 
 
@@ -28,3 +28,8 @@ def until(
 
 def is_current(model: Manifest) -> bool:
     return bool(model.get("status", {}).get("observedGeneration") == model["metadata"]["generation"])
+
+
+def intruder(kubectl: Kubectl) -> Kubectl:
+    """The same cluster as somebody who may write policies into a sealed namespace."""
+    return Kubectl((*kubectl.prefix, f"--as={_INTRUDER}", "--as-group=system:masters"))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import yaml
@@ -208,7 +209,11 @@ def _await_enforcement(gate: Gate) -> None:
     }
     assert tuple(sorted(bad)) == POLICIES
     for policy, attempt in bad.items():
-        eventually(lambda p=policy, a=attempt: a().refused_by(p), f"{policy} refuses", 60)  # type: ignore[misc]
+        eventually(partial(_refuses, policy, attempt), f"{policy} refuses", 60)
+
+
+def _refuses(policy: str, attempt: Callable[[], Answer]) -> bool:
+    return attempt().refused_by(policy)
 
 
 def _path(manifest: Manifest) -> str:

@@ -129,6 +129,18 @@ class ApiServer:
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
         return str(self.call("POST", path, request)["status"]["token"])
 
+    def kubeconfig(self, token: str) -> Manifest:
+        """What a program needs to ask this server as the owner of that token."""
+        cluster = {"server": self.server, "certificate-authority-data": self.authority}
+        return {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "c", "cluster": cluster}],
+            "users": [{"name": "u", "user": {"token": token}}],
+            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+            "current-context": "x",
+        }
+
     def metrics(self) -> str:
         return self._client.get("/metrics").text
 

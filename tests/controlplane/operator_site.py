@@ -389,7 +389,7 @@ class Operator:
         self.health = f"http://127.0.0.1:{port}/healthz"
         kubeconfig = site.folder / f"operator-{port}.kubeconfig"
         kubeconfig.write_text(
-            json.dumps(_kubeconfig(site.api, site.api.token(site.system, "sovereign-operator")))
+            json.dumps(site.api.kubeconfig(site.api.token(site.system, "sovereign-operator")))
         )
         config = site.folder / f"config-{port}.yaml"
         config.write_text(yaml.safe_dump(site.settings))
@@ -423,19 +423,6 @@ class Operator:
         if self.is_running():
             self._process.terminate()
         return self._process.wait(timeout=30)
-
-
-def _kubeconfig(api: ApiServer, token: str) -> Manifest:
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [
-            {"name": "c", "cluster": {"server": api.server, "certificate-authority-data": api.authority}}
-        ],
-        "users": [{"name": "u", "user": {"token": token}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
 
 
 def _free_port() -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -119,7 +120,11 @@ def test_breaking_the_glass_is_written_down(gate: Gate) -> None:
         "sovereign-sealed-set/labels": f"{FIREMAN} changed the sealing labels of pod model-head",
     }
     for key, text in wanted.items():
-        eventually(lambda k=key, t=text: t in audited(gate, k), f"the audit log says {text}", 20)  # type: ignore[misc]
+        eventually(partial(_says, gate, key, text), f"the audit log says {text}", 20)
+
+
+def _says(gate: Gate, key: str, text: str) -> bool:
+    return text in audited(gate, key)
 
 
 def test_a_refusal_is_written_down_too(gate: Gate) -> None:

@@ -81,7 +81,8 @@ def resolver(
                 made.append(_own(manifest, namespace))
                 api.create(made[-1])
         corefile = rendered.one("ConfigMap", "sovereign-resolver")["data"]["Corefile"]
-        access = _kubeconfig(api, folder / "kubeconfig", api.token(namespace, "sovereign-resolver"))
+        access = folder / "kubeconfig"
+        access.write_text(json.dumps(api.kubeconfig(api.token(namespace, "sovereign-resolver"))))
         with _running(folder, corefile, access) as running:
             yield running
         for manifest in made:
@@ -100,21 +101,6 @@ def _own(manifest: Manifest, namespace: str) -> Manifest:
         manifest["roleRef"]["name"] = namespace
         manifest["subjects"][0]["namespace"] = namespace
     return manifest
-
-
-def _kubeconfig(api: ApiServer, path: Path, token: str) -> Path:
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [
-            {"name": "c", "cluster": {"server": api.server, "certificate-authority-data": api.authority}}
-        ],
-        "users": [{"name": "u", "user": {"token": token}}],
-        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-        "current-context": "x",
-    }
-    path.write_text(json.dumps(config))
-    return path
 
 
 @contextmanager

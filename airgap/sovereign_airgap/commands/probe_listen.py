@@ -25,6 +25,6 @@ def probe_listen_command(tcp: tuple[int, ...], udp: tuple[int, ...], dns: tuple[
     try:
         listener = Listener(tcp, udp, dns)
         click.echo(f"listening on {', '.join(map(str, sorted(set(listener.ports))))}", err=True)
-        run_until_signalled(listener.serve())
+        run_until_signalled(listener.serve)
     except Interrupted:
         pass  # the only way in which it ends, and a good one

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,7 +33,7 @@ def probe_run_command(file: BinaryIO | None, text: str | None, result_file: Path
     from sovereign_airgap.probe.run import run_plan
     from sovereign_airgap.probe.surroundings import Surroundings
 
-    rendered = run_until_signalled(run_plan(plan, Surroundings.of_pod(os.environ))).render()
+    rendered = run_until_signalled(partial(run_plan, plan, Surroundings.of_pod(os.environ))).render()
     if result_file is not None:
         # Here and not at the command line's end, whose result files have no paths.
         try:

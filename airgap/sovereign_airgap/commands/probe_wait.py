@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import click
@@ -39,7 +40,7 @@ def probe_wait_command(context: click.Context, canary: str, peer: str, seconds: 
     from sovereign_airgap.probe.wait import wait_sealed
 
     pod = Surroundings.of_pod(os.environ)
-    took = run_until_signalled(wait_sealed(canary, peer, seconds, pod))
+    took = run_until_signalled(partial(wait_sealed, canary, peer, seconds, pod))
     context.obj.update(
         reason="Sealed", message=f"The canary is denied and the peer answers, after {took:.1f} s."
     )

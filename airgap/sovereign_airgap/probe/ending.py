@@ -20,12 +20,12 @@ def run_until_signalled(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """The result of `work`; SIGTERM or SIGINT cancel it and raise Interrupted.
 
     A handler that raises, as the command line has, would be swallowed by the event loop's callbacks. From
-    here until the loop has its own handlers the signals wait, so that none falls in between.
+    here until the loop has its own handlers a signal is only noted, so that none falls in between.
     """
+    ended: list[signal.Signals] = []
 
     async def watched() -> T:
         loop = asyncio.get_running_loop()
-        ended: list[signal.Signals] = []
         task = asyncio.ensure_future(work())
 
         def end(number: signal.Signals) -> None:
@@ -36,7 +36,8 @@ def run_until_signalled(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             # In a thread of somebody's the signals are theirs.
             with contextlib.suppress(ValueError, RuntimeError):
                 loop.add_signal_handler(wanted, end, wanted)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if ended:
+            task.cancel()
         try:
             return await task
         except asyncio.CancelledError:
@@ -44,9 +45,9 @@ def run_until_signalled(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
                 raise Interrupted(f"{ended[0].name} ended the work; start it again to go on.") from None
             raise
 
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    try:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    with contextlib.ExitStack() as before:
+        for wanted in _ENDING:
+            with contextlib.suppress(ValueError):
+                handler = signal.signal(wanted, lambda number, _: ended.append(signal.Signals(number)))
+                before.callback(signal.signal, wanted, handler or signal.SIG_DFL)
         return asyncio.run(watched())
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -159,10 +159,10 @@ def test_a_hole_opens_what_it_matches_and_nothing_else(
 def test_a_connection_that_exists_outlives_the_policy_that_forbids_it(site: Site) -> None:
     site.enforce()
     listener = site.machine.listen(site.b, 8082)
-    kept = links.within(site.a, lambda: socket.create_connection((B4, 8082), timeout=1))
+    kept = links.within(site.a, lambda: socket.create_connection((B4, 8082), timeout=10))
     accepted, _ = listener.accept()
     with kept, accepted:
         site.enforce(DENY)
-        accepted.settimeout(1)
+        accepted.settimeout(10)
         kept.sendall(b"still here")
         assert accepted.recv(10) == b"still here"

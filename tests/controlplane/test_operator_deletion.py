@@ -35,6 +35,7 @@ def test_with_foreground_propagation_the_policies_outlive_the_last_pod(site: Sit
     with site.operator():
         site.serve()
         policies = {policy["metadata"]["name"] for policy in site.policies()}
+        site.settle()  # a look from before the deletion may still ask
         registry_requests = len(site.registry.requests)
         site.api.delete("SovereignModel", site.models, "tiny", propagation="Foreground")
         eventually(lambda: not site.player().service(), "the RayService is gone")

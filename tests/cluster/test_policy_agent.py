@@ -80,6 +80,8 @@ def site(node_cluster: Cluster, kubectl: Kubectl, image: str) -> Iterator[Site]:
     kubectl("-n", NAMESPACE, "expose", "pod", "server", "--port=80", f"--target-port={PORT}")
     for name in names:
         made.wait(name, "condition=Ready")
+    # The node's rules for a Service come after its pod is ready.
+    assert awaited(lambda: connects(made.network("free"), made.service(), 80), 60, interval=0.3)
     yield made
     policy.start(node_cluster)
     kubectl("delete", "namespace", NAMESPACE, "--wait=false")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -64,11 +65,12 @@ def a_plan(
 
 
 def test_without_rules_every_path_is_reached(lab: Lab) -> None:
+    begun = time.monotonic()
     paths, document = paths_of(a_plan(*TARGETS, timeout=5), lab, NODE_NAME="node-1")
     assert {name for name, outcome in paths.items() if outcome != "reached"} == set()
     assert len(paths) == len(TARGETS) + 5
     assert document["settled"] is None and document["node"] == "node-1" and document["run"] == "run-1"
-    assert document["seconds"] < 60
+    assert 0 <= document["seconds"] <= time.monotonic() - begun
 
 
 @pytest.mark.parametrize("verdict", ["drop", "reject", "reject with icmpx admin-prohibited"])

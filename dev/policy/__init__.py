@@ -7,6 +7,7 @@ It follows NetworkPolicy in what pods can see; it does not keep a pod from borro
 (no pod here may send raw packets), and connections that exist survive a policy that forbids new ones.
 
     world, selection, rules     pure: what is, who is meant, which rules follow
+    tables                      how rules replace one another
     api, agent                  lists and watches, the loop, the answers to the plugin
     cni_plugin                  runs alone, at each sandbox's start and end
 """
@@ -39,9 +40,10 @@ def folder(cluster: Cluster) -> Path:
     return cluster.state_dir / "policy"
 
 
-def table_of(cluster: Cluster) -> str:
-    """The nftables table (family inet) that holds the rules; a dot, because no cluster's name has one."""
-    return f"{network.table_of(cluster)}.policy"
+def tables_of(cluster: Cluster) -> tuple[str, str]:
+    """The nftables tables (family inet) that hold the rules by turns; a dot, which no cluster's name has."""
+    name = f"{network.table_of(cluster)}.policy"
+    return f"{name}.a", f"{name}.b"
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,9 @@ def settle(cluster: Cluster) -> None:
 
 
 def remove(cluster: Cluster) -> None:
-    """Take the table out of the kernel; harmless where there is none."""
-    network.delete_table("inet", table_of(cluster))
+    """Take the rules out of the kernel; harmless where there are none."""
+    for table in tables_of(cluster):
+        network.delete_table("inet", table)
 
 
 def _answers(cluster: Cluster) -> bool:
@@ -162,5 +165,5 @@ __all__ = [
     "settle",
     "start",
     "stop",
-    "table_of",
+    "tables_of",
 ]

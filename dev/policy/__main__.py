@@ -8,7 +8,7 @@ import logging
 import signal
 
 from dev.cluster import network, state
-from dev.policy import folder, table_of
+from dev.policy import folder, tables_of
 from dev.policy.agent import Agent
 from dev.policy.rules import Place
 
@@ -25,8 +25,8 @@ def main() -> None:
     cluster = state.load(arguments.cluster)
     if cluster is None:
         parser.error(f"there is no cluster {arguments.cluster}")
-    place = Place(table_of(cluster), network.BRIDGE, cluster.api_port, tuple(arguments.hole))
-    agent = Agent(cluster.kubeconfig, folder(cluster), place, arguments.lag_seconds)
+    place = Place(network.BRIDGE, cluster.api_port, tuple(arguments.hole))
+    agent = Agent(cluster.kubeconfig, folder(cluster), tables_of(cluster), place, arguments.lag_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: agent.stop())
     agent.run()

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dev.policy.api import NAMESPACES, PODS, POLICIES, ApiServerAway, Lists
 from dev.policy.rules import Place, render
+from dev.policy.tables import Tables
 from dev.policy.world import Registration, World, pods_of
 
 log = logging.getLogger("policy")
@@ -27,6 +28,12 @@ log = logging.getLogger("policy")
 ANSWER_SECONDS = 15.0
 RESYNC_SECONDS = 30.0
 RETRY_SECONDS = 0.5
+
+
+def nft(*arguments: str, stdin: str = "") -> str:
+    """The program, in the network namespace of this process."""
+    done = subprocess.run(["nft", *arguments], input=stdin, check=True, capture_output=True, text=True)
+    return done.stdout
 
 
 @dataclass
@@ -67,8 +74,11 @@ class Rounds:
 class Agent:
     """Keeps one table in force for the sandboxes recorded in `folder`, until it is stopped."""
 
-    def __init__(self, kubeconfig: Path, folder: Path, place: Place, lag_seconds: float) -> None:
+    def __init__(
+        self, kubeconfig: Path, folder: Path, tables: tuple[str, str], place: Place, lag_seconds: float
+    ) -> None:
         self._kubeconfig, self._folder, self._place, self._lag = kubeconfig, folder, place, lag_seconds
+        self._tables = Tables(tables, nft)
         self._lists = Lists(kubeconfig)
         self._rounds = Rounds()
         self._stop = threading.Event()
@@ -115,10 +125,10 @@ class Agent:
             pods=pods_of(self._lists.items(PODS), registrations, frozenset(late)),
             policies=tuple(self._lists.items(POLICIES)),
         )
-        text = render(world, self._place)
-        if text != self._in_force:
-            subprocess.run(["nft", "-f", "-"], input=text, check=True, capture_output=True, text=True)
-            self._in_force = text
+        rules = render(world, self._place)
+        if rules != self._in_force:
+            self._tables.replace(rules)
+            self._in_force = rules
             log.info("%d pods, %d policies in force", len(world.pods), len(world.policies))
         addresses = {address for pod in world.pods for address in pod.addresses}
         self._enforced = frozenset(one.container for one in registrations if addresses >= {*one.addresses})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The world as one nftables table, replaced as a whole: at no moment is half of it in force. Pure.
+"""The world as one nftables table; `tables` puts it in force as a whole. Pure.
 
 Pods share a bridge, and per-bridge netfilter hands what it forwards to the inet `forward` hook after service
 addresses were translated, so rules see pods. Egress and ingress are two chains at one hook: what the first
@@ -30,14 +30,13 @@ class Place:
     `holes` are matches that always pass: defects, for tests of what finds them.
     """
 
-    table: str
     bridge: str
     api_port: int
     holes: tuple[str, ...] = ()
 
 
 def render(world: World, place: Place) -> str:
-    """The whole table as `nft -f` takes it; the same world gives the same text."""
+    """A whole table as `nft -f` takes it after its name; the same world gives the same text."""
     policies = sorted(world.policies, key=lambda one: (one["metadata"]["namespace"], one["metadata"]["name"]))
     lines: list[str] = [*_known(world)]
     jumps: dict[Direction, dict[tuple[str, str], list[str]]] = {"Egress": {}, "Ingress": {}}
@@ -55,10 +54,7 @@ def render(world: World, place: Place) -> str:
         lines += _isolated(direction, jumps[direction], world)
     lines += _hooks(place)
     body = "\n".join(f"    {line}" for line in lines)
-    return (
-        f"table inet {place.table} {{}}\ndelete table inet {place.table}\n"
-        f"table inet {place.table} {{\n{body}\n}}\n"
-    )
+    return f"{{\n{body}\n}}\n"
 
 
 def _known(world: World) -> Iterator[str]:

@@ -295,10 +295,13 @@ def test_deletion_keeps_policies_until_the_last_pod_is_gone(
 
 
 def start_pods(kubectl: Kubectl, model: Manifest) -> None:
-    """Apply the model where there is none and return once it has pods; they need not answer."""
+    """Apply the model where there is none and return once it has its head; it need not answer.
+
+    A prober is a pod of the model too, but there is nothing of Ray to delete while only that is there.
+    """
     if kubectl.find("-n", MODELS, "smodel", NAME) is None:
         kubectl.apply(model)
-    selector = f"sovereign.dev/model={NAME}"
+    selector = f"sovereign.dev/model={NAME},sovereign.dev/component=head"
     until(kubectl, "-n", MODELS, "pods", "-l", selector, holds=lambda pod: bool(pod), seconds=300)
 
 

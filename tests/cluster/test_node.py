@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dev import outside
+from dev import outside, policy
 from dev.binaries import binary
 from dev.cluster import Cluster, ClusterError, down, network, runtime, up
 from dev.cluster.process import awaited
@@ -159,7 +159,8 @@ class Traces:
     def found(self) -> dict[str, list[str]]:
         tables = subprocess.check_output(["nft", "list", "tables"], text=True).splitlines()
         own = network.table_of(self._cluster)
-        ours = {own, f"{own}.policy", f"{own}.outside", *(name for _family, name in network.PROXY_TABLES[:1])}
+        ours = {own, f"{own}.outside", *policy.tables_of(self._cluster)}
+        ours |= {name for _family, name in network.PROXY_TABLES[:1]}
         return {
             "processes": [process.name for process in self._processes if process.alive],
             "shims": [str(pid) for pid in runtime._shims(self._cluster)],

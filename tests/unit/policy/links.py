@@ -17,8 +17,9 @@ from typing import TypeVar
 
 from dev.cluster.network import BRIDGE
 from dev.policy.rules import render
+from dev.policy.tables import Tables
 from dev.policy.world import World
-from tests.unit.policy.objects import PLACE
+from tests.unit.policy.objects import PLACE, TABLES
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -78,17 +79,18 @@ class Machine:
         return name
 
     def enforce(self, world: World, *holes: str) -> None:
-        self.nft(render(world, replace(PLACE, holes=holes)))
+        Tables(TABLES, self.nft).replace(render(world, replace(PLACE, holes=holes)))
 
-    def nft(self, text: str) -> None:
+    def nft(self, *arguments: str, stdin: str = "") -> str:
         done = subprocess.run(
-            ["nsenter", f"--net=/run/netns/{self.name}", "nft", "-f", "-"],
-            input=text,
+            ["nsenter", f"--net=/run/netns/{self.name}", "nft", *arguments],
+            input=stdin,
             text=True,
             capture_output=True,
             check=False,
         )
-        assert not done.returncode, f"{done.stderr}\n{text}"
+        assert not done.returncode, f"{done.stderr}\n{stdin}"
+        return done.stdout
 
     def ip(self, *command: str) -> None:
         subprocess.run(["ip", "-n", self.name, *command], check=True, capture_output=True)
@@ -117,6 +119,11 @@ class Machine:
         subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)
         self._made.append(name)
         return name
+
+
+def present(machine: Machine) -> list[str]:
+    """The agent's tables in the machine's kernel."""
+    return Tables(TABLES, machine.nft).present()
 
 
 def within(namespace: str, work: Callable[[], T]) -> T:

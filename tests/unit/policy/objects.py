@@ -8,7 +8,8 @@ from typing import Any
 from dev.policy.rules import Place, render
 from dev.policy.world import Manifest, Pod, World
 
-PLACE = Place("sovereign_test.policy", "sovereign0", 6443)
+TABLES = ("sovereign_test.policy.a", "sovereign_test.policy.b")
+PLACE = Place("sovereign0", 6443)
 
 
 def a_pod(name: str = "web", *addresses: str, namespace: str = "shop", **fields: Any) -> Pod:

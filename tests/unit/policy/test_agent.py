@@ -17,7 +17,7 @@ from dev.cluster.process import awaited
 from dev.policy import agent as agents
 from dev.policy.agent import Agent, Rounds
 from dev.policy.api import NAMESPACES, PODS, POLICIES, ApiServerAway
-from tests.unit.policy.objects import PLACE, a_policy
+from tests.unit.policy.objects import PLACE, TABLES, a_policy
 
 
 class Site:
@@ -49,15 +49,17 @@ class Site:
                 site.ended.wait()
                 return iter(())
 
-        def run(*_arguments: object, **options: Any) -> None:
+        def nft(*arguments: str, stdin: str = "") -> str:
             if site.refusing:
                 raise subprocess.CalledProcessError(1, "nft", stderr="not now")
-            site.applied.append(options["input"])
+            if "chain" in stdin:
+                site.applied.append(stdin)
+            return ""
 
         patch.setattr(agents, "Lists", Lists)
         patch.setattr(agents, "ANSWER_SECONDS", 1.0)
         patch.setattr(agents, "RETRY_SECONDS", 0.05)
-        patch.setattr(agents.subprocess, "run", run)
+        patch.setattr(agents, "nft", nft)
 
     def sandbox(self, container: str, name: str = "web") -> None:
         record = {
@@ -82,7 +84,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Site]:
     made = Site(tmp_path, monkeypatch, getattr(request, "param", 0.0))
-    agent = Agent(tmp_path / "kubeconfig", tmp_path, PLACE, made.lag)
+    agent = Agent(tmp_path / "kubeconfig", tmp_path, TABLES, PLACE, made.lag)
     thread = Thread(target=agent.run)
     thread.start()
     assert awaited((tmp_path / "agent.sock").exists, 5, interval=0.01)

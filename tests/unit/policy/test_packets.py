@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from dev.policy.world import Pod
 from tests.unit.policy import links
 from tests.unit.policy.links import Machine, arrives, connects, pinged
-from tests.unit.policy.objects import a_pod, a_policy, a_world
+from tests.unit.policy.objects import TABLES, a_pod, a_policy, a_world
 
 pytestmark = [
     pytest.mark.slow,
@@ -120,7 +122,9 @@ def test_the_node_reaches_its_pods_and_they_the_node_but_not_the_api_server(site
 def test_a_service_is_judged_by_the_pods_behind_it_and_by_the_pod_that_asks(site: Site) -> None:
     """As kube-proxy does it here: translated first, and masqueraded last."""
     site.machine.nft(
-        f"""
+        "-f",
+        "-",
+        stdin=f"""
         table ip proxy {{
             chain before {{
                 type nat hook prerouting priority dstnat;
@@ -128,7 +132,7 @@ def test_a_service_is_judged_by_the_pods_behind_it_and_by_the_pod_that_asks(site
             }}
             chain after {{ type nat hook postrouting priority srcnat; meta mark 0x4000 masquerade; }}
         }}
-        """
+        """,
     )
     site.enforce()
     assert connects(site.a, "10.96.0.7", 80)
@@ -154,6 +158,49 @@ def test_a_hole_opens_what_it_matches_and_nothing_else(
     site.machine.enforce(a_world(A, B, C, policies=(DENY,)), hole)
     tcp, tcp6 = connects(site.a, B4, 8080), connects(site.a, B6, 8080)
     assert {"tcp": tcp, "tcp6": tcp6, "icmp": pinged(site.a, B4)} == expected
+
+
+FLOOD = """
+import socket, sys
+print("begun", flush=True)
+while True:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(50):
+            sender.sendto(b"x", (sys.argv[1], 53))
+"""
+
+
+def test_no_packet_passes_while_rules_replace_one_another(site: Site) -> None:
+    """Where one transaction replaces one table, about one of eleven replacements lets a packet through."""
+    deny = a_policy("deny", app="a", policyTypes=["Egress"])
+    site.enforce(deny)
+    other_pods = [a_pod(f"p{number}", f"10.244.1.{number}") for number in range(1, 40)]
+    worlds = [a_world(A, B, C, *other_pods[:number], policies=(deny,)) for number in (38, 39)]
+    command = ["nsenter", f"--net=/run/netns/{site.a}", sys.executable, "-c", FLOOD, B4]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as flood:
+        assert flood.stdout
+        assert flood.stdout.readline() == b"begun\n"
+        for number in range(200):
+            site.machine.enforce(worlds[number % 2])
+        flood.kill()
+    site.udp.settimeout(links.SILENCE)
+    with pytest.raises(TimeoutError):
+        site.udp.recv(64)
+    assert sorted(links.present(site.machine)) in ([TABLES[0]], [TABLES[1]])
+
+
+def test_rules_replace_what_a_crash_left_behind(site: Site) -> None:
+    """Both tables there, as after a crash between the two steps; and none, as after a removal by hand."""
+    for left in (TABLES, TABLES[:1], TABLES[1:], ()):
+        for table in TABLES:
+            site.machine.nft("-f", "-", stdin=f"table inet {table} {{}}\ndelete table inet {table}\n")
+        for table in left:
+            site.machine.nft("-f", "-", stdin=f"table inet {table} {{}}\n")
+        site.enforce(DENY)
+        assert not connects(site.a, B4, 8080)
+        site.enforce()
+        assert connects(site.a, B4, 8080), left
+        assert len(links.present(site.machine)) == 1
 
 
 def test_a_connection_that_exists_outlives_the_policy_that_forbids_it(site: Site) -> None:

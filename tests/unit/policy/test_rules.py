@@ -128,8 +128,7 @@ def test_only_the_api_servers_port_of_the_node_is_judged() -> None:
     assert chain(a_world(), "node")[-1] == 'iifname "sovereign0" tcp dport 6443 jump egress-judged'
 
 
-def test_the_same_world_gives_the_same_text_and_replaces_the_whole_table() -> None:
+def test_the_same_world_gives_the_same_text() -> None:
     policies = (a_policy("a"), a_policy("b", policyTypes=["Egress"]))
     text = render(a_world(WEB, API, policies=policies), PLACE)
     assert text == render(a_world(API, WEB, policies=policies[::-1]), PLACE)
-    assert text.startswith(f"table inet {PLACE.table} {{}}\ndelete table inet {PLACE.table}\n")

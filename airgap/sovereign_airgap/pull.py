@@ -8,12 +8,10 @@ all files are there; a reader that sees it needs to check nothing else.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from sovereign_airgap import strict_json
 from sovereign_airgap.access import Access
 from sovereign_airgap.blobs import BlobStream, corrupt
 from sovereign_airgap.digest import Digest
@@ -29,17 +27,13 @@ from sovereign_airgap.disk import (
 )
 from sovereign_airgap.errors import InvalidReference
 from sovereign_airgap.manifest import Descriptor, Layer, ModelManifest
+from sovereign_airgap.marker import CONFIG_MARKER, MARKER, Written, encode_marker, marker_name, read_marker
 from sovereign_airgap.names import defect_of
 from sovereign_airgap.pace import Pace, Patience
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.reference import OciReference
 from sovereign_airgap.registry import Registry
 from sovereign_airgap.stopping import all_at_once
-from sovereign_airgap.strict_json import Json
-
-MARKER = ".complete"
-CONFIG_MARKER = ".complete-config"
-_MARKER_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +58,6 @@ class PullResult:
     files: int
     kept: int
     revision: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Written:
-    size: int
-    mtime_ns: int
-    digest: str
 
 
 def pull(reference: OciReference, directory: Path, options: PullOptions, progress: Progress) -> PullResult:
@@ -106,7 +93,7 @@ class _Pull:
         vouched = self._vouched()
         sweep(self.directory)
         places = {layer.path: place_of(self.directory, layer.path) for layer in layers}
-        kept: dict[str, _Written] = {}
+        kept: dict[str, Written] = {}
         for layer in layers:
             found = self._is_right(layer, places[layer.path], vouched)
             if found is not None:
@@ -126,14 +113,14 @@ class _Pull:
 
     @property
     def _marker(self) -> Path:
-        return self.directory / (CONFIG_MARKER if self.options.config_only else MARKER)
+        return self.directory / marker_name(self.options.config_only)
 
     # -- what is there already ------------------------------------------------------------------------------
 
-    def _vouched(self) -> dict[str, _Written]:
+    def _vouched(self) -> dict[str, Written]:
         """What the markers vouch for; files of another artifact that we wrote earlier are removed."""
         wanted = {layer.path for layer in self.manifest.layers}
-        vouched: dict[str, _Written] = {}
+        vouched: dict[str, Written] = {}
         for name in (MARKER, CONFIG_MARKER):
             marker = self.directory / name
             manifest, files = read_marker(marker)
@@ -153,11 +140,11 @@ class _Pull:
         if place.parent.resolve().is_relative_to(self.directory.resolve()) and regular_file(place):
             place.unlink()
 
-    def _is_right(self, layer: Layer, place: Path, vouched: dict[str, _Written]) -> _Written | None:
+    def _is_right(self, layer: Layer, place: Path, vouched: dict[str, Written]) -> Written | None:
         found = regular_file(place)
         if found is None or found.st_size != layer.size:
             return None
-        written = _Written(found.st_size, found.st_mtime_ns, str(layer.digest))
+        written = Written(found.st_size, found.st_mtime_ns, str(layer.digest))
         if self.options.verify_always or vouched.get(layer.path) != written:
             self.pace.check()
             with explained(place), place.open("rb") as file:
@@ -169,13 +156,13 @@ class _Pull:
 
     # -- the bytes ------------------------------------------------------------------------------------------
 
-    def _fetch_all(self, layers: list[Layer], places: dict[str, Path]) -> dict[str, _Written]:
+    def _fetch_all(self, layers: list[Layer], places: dict[str, Path]) -> dict[str, Written]:
         order = sorted(layers, key=lambda layer: (-layer.size, layer.path))
         calls = [partial(self._fetch, layer, places[layer.path]) for layer in order]
         written = all_at_once(calls, self.pace, self.options.parallel, "pull")
         return {layer.path: each for layer, each in zip(order, written, strict=True)}
 
-    def _fetch(self, layer: Layer, place: Path) -> _Written:
+    def _fetch(self, layer: Layer, place: Path) -> Written:
         self.pace.check()
         self.progress.working_on(layer.path)
         blob = Descriptor(layer.media_type, layer.digest, layer.size)
@@ -193,49 +180,16 @@ class _Pull:
             half.close()
             stream.close()
         self.progress.finished(layer.path)
-        return _Written(status.st_size, status.st_mtime_ns, str(layer.digest))
+        return Written(status.st_size, status.st_mtime_ns, str(layer.digest))
 
     # -- the marker -----------------------------------------------------------------------------------------
 
-    def _mark(self, files: dict[str, _Written]) -> None:
-        listed: dict[str, Json] = {
-            path: {"digest": file.digest, "mtimeNs": file.mtime_ns, "size": file.size}
-            for path, file in sorted(files.items())
-        }
-        document: Json = {"files": listed, "format": _MARKER_FORMAT, "manifest": str(self.digest)}
-        content = json.dumps(document, sort_keys=True).encode("ascii")
+    def _mark(self, files: dict[str, Written]) -> None:
+        content = encode_marker(str(self.digest), files)
         half = HalfWritten(self._marker, direct=False)
         try:
-            at = 0
-            while at < len(content):
-                room = half.room()
-                count = min(len(room), len(content) - at)
-                room[:count] = content[at : at + count]
-                half.filled(count)
-                at += count
+            half.write(content)
             half.publish()
         finally:
             half.close()
         sync_folder(self.directory)
-
-
-def read_marker(marker: Path) -> tuple[str, dict[str, _Written]]:
-    """The manifest digest and files of a marker; nothing where there is none or it is no marker of ours."""
-    try:
-        document = strict_json.load_object(marker.read_bytes())
-    except (OSError, strict_json.NotStrict):
-        return "", {}
-    manifest, files = document.get("manifest"), document.get("files")
-    if (
-        document.get("format") != _MARKER_FORMAT
-        or not isinstance(manifest, str)
-        or not isinstance(files, dict)
-    ):
-        return "", {}
-    found = {}
-    for path, entry in files.items():
-        if isinstance(entry, dict):
-            size, mtime, digest = entry.get("size"), entry.get("mtimeNs"), entry.get("digest")
-            if isinstance(size, int) and isinstance(mtime, int) and isinstance(digest, str):
-                found[path] = _Written(size, mtime, digest)
-    return manifest, found

@@ -197,6 +197,12 @@ class RegistryDamaged(Refusal):
     reason = "RegistryDamaged"
 
 
+class CacheCorrupt(Refusal):
+    """A file in the node's cache is not what the manifest says, or was changed since it was checked."""
+
+    reason = "CacheCorrupt"
+
+
 # -- refused: the seal --------------------------------------------------------------------------------------
 
 
@@ -304,6 +310,24 @@ class DiskFailed(Failure):
     """The target directory cannot be written: permissions, read-only, input/output error."""
 
     reason = "DiskFailed"
+
+
+class CacheFull(Failure):
+    """The node's cache has no room for an artifact, though everything that nobody uses or wants would go."""
+
+    reason = "CacheFull"
+
+
+class CacheMissing(Failure):
+    """The node's cache has no complete copy of the artifact, and none came while a pod waited for it."""
+
+    reason = "CacheMissing"
+
+
+class CacheBusy(Failure):
+    """Another fetch of the same artifact, or an eviction, was at work on the node for too long."""
+
+    reason = "CacheBusy"
 
 
 class Stalled(Failure):

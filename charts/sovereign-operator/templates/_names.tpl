@@ -52,6 +52,23 @@ sovereign-registry-writer.{{ .Release.Namespace }}.svc.{{ .Values.clusterDomain 
 {{- .Values.registry.persistence.existingClaim | default "sovereign-registry" -}}
 {{- end }}
 
+{{- /* The claim through which model pods see the node cache; it has this name in every namespace with models. */ -}}
+{{- define "sovereign.cacheClaim" -}}
+sovereign-cache
+{{- end }}
+
+{{- /* Namespaces whose models may use the node cache, as a JSON list. */ -}}
+{{- define "sovereign.cacheNamespaces" -}}
+{{- ternary .Values.nodeCache.namespaces .Values.watchNamespaces .Values.clusterMode | uniq | sortAlpha | toJson -}}
+{{- end }}
+
+{{- /* A quantity (1.5Ti) as a number of bytes. */ -}}
+{{- define "sovereign.bytes" -}}
+{{- $units := dict "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- $unit := regexFind "[A-Za-z]+$" . -}}
+{{- mulf (trimSuffix $unit . | float64) (get $units $unit) | int64 -}}
+{{- end }}
+
 {{- /* Restricted pod security; uid 1000 is what all our images run as. */ -}}
 {{- define "sovereign.podSecurityContext" -}}
 runAsNonRoot: true

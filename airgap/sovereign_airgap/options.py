@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from sovereign_airgap.access import Access
+from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import InvalidReference
 from sovereign_airgap.pace import Patience
 from sovereign_airgap.reference import HubReference, OciReference
@@ -45,6 +46,20 @@ class OciReferenceType(click.ParamType[OciReference]):
     ) -> OciReference:
         try:
             return OciReference.parse(str(value))
+        except InvalidReference as error:
+            self.fail(str(error), param, context)
+
+
+class DigestType(click.ParamType[Digest]):
+    """A value `sha256:<64 hex digits>`."""
+
+    name = "sha256:…"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Digest:
+        if isinstance(value, Digest):
+            return value
+        try:
+            return Digest.parse(str(value))
         except InvalidReference as error:
             self.fail(str(error), param, context)
 
@@ -89,6 +104,7 @@ class SizeType(click.ParamType[int]):
 
 
 SIZE = SizeType()
+DIGEST = DigestType()
 
 
 def registry_options(command: Callable[..., None]) -> Callable[..., None]:

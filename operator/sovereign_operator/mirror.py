@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether the artifact is in the registry, and what to do with the mirror Job while it is not. Pure.
 
-The truth is the registry; the Job is disposable. It is named by a hash of what it does, created and never
-patched: a changed spec is another Job, a failed one is deleted and created again after 30 s to 30 min, at
-once when the user changes the annotation sovereign.dev/retry. The count of tries lives on the Job and,
-between two Jobs, in status.mirror, so a restarted operator goes on where the old one stopped.
+The truth is the registry; the Job is disposable. It is named by a hash of what it does, so a changed spec is
+another Job; how a failed one is tried again stands in `job_tries.py`.
 """
 
 from __future__ import annotations
 
-import copy
-import json
-import re
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Final
 
-from sovereign_airgap import errors
 from sovereign_operator import reasons
-from sovereign_operator.api import (
-    ANNOTATION_ATTEMPT,
-    ANNOTATION_RETRY,
-    HuggingFaceSource,
-    MirrorStatus,
-    SovereignModel,
+from sovereign_operator.amounts import in_bytes
+from sovereign_operator.api import ANNOTATION_RETRY, HuggingFaceSource, MirrorStatus, SovereignModel
+from sovereign_operator.job_tries import (
+    PERSISTENT,
+    POLL_SECONDS,
+    JobResult,
+    attempt_of,
+    has_started,
+    next_try,
+    numbered,
+    result_of,
+    waiting_for,
 )
 from sovereign_operator.values import Artifact, Manifest, MirrorProgress, NotThere, Unreadable
-from sovereign_operator.workqueue import backoff
 from sovereign_operator.world import (
     Action,
     CopyToken,
@@ -38,24 +35,9 @@ from sovereign_operator.world import (
     condition_of,
     is_dying,
     is_of,
-    moment,
     name_of,
     stamp,
 )
-
-BACKOFF_FIRST: Final = 30.0
-BACKOFF_LAST: Final = 1800.0
-# While a mirror runs, its progress is the only news: ask at this pace.
-POLL_SECONDS: Final = 10.0
-_REASON: Final = re.compile(r"[A-Z][A-Za-z0-9]{1,63}")
-
-
-def _every(kind: type[errors.SovereignError]) -> set[type[errors.SovereignError]]:
-    return {kind}.union(*(_every(below) for below in kind.__subclasses__()))
-
-
-# Reasons of the data plane that go away only when a person does something.
-PERSISTENT: Final = frozenset(kind.reason for kind in _every(errors.SovereignError) if not kind.retryable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +50,6 @@ class MirrorStep:
     status: MirrorStatus | None = None
     again: float | None = None  # seconds
     unsettled: bool = False  # the registry gave no answer: look again with backoff
-
-
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """How a mirror Job ended, as its pod's termination message tells it."""
-
-    reason: str
-    message: str
 
 
 def next_step(
@@ -153,7 +127,7 @@ def _absent(world: World, model: SovereignModel, job: Manifest | None, external_
         last = model.status.mirror
         return MirrorStep(_waiting("The previous mirror Job is going."), status=last)
     if condition_of(live, "Failed").get("status") == "True":
-        return _failed(world, model, live, result_of(live, world.job_pods))
+        return _failed(world, model, live, result_of(live, world.job_pods, "mirror", reasons.MIRROR_FAILED))
     if condition_of(live, "Complete").get("status") == "True":
         words = "The mirror Job completed, but the registry has no tag for the commit."
         return _failed(world, model, live, JobResult(reasons.MIRROR_FAILED, words))
@@ -165,11 +139,7 @@ def _start(model: SovereignModel, source: HuggingFaceSource, job: Manifest) -> M
     tried = model.status.mirror
     known = tried is not None and tried.job == name_of(job)
     attempt = tried.attempt + 1 if tried is not None and known else 1
-    manifest = copy.deepcopy(job)
-    marks = manifest["metadata"].setdefault("annotations", {})
-    marks[ANNOTATION_ATTEMPT] = str(attempt)
-    if retry := model.metadata.annotations.get(ANNOTATION_RETRY):
-        marks[ANNOTATION_RETRY] = retry
+    manifest = numbered(job, attempt, model.metadata.annotations.get(ANNOTATION_RETRY, ""))
     return MirrorStep(
         _waiting(f"The mirror Job {name_of(job)} was started (try {attempt})."),
         actions=(Create(manifest), *_token(source, job)),
@@ -179,9 +149,8 @@ def _start(model: SovereignModel, source: HuggingFaceSource, job: Manifest) -> M
 
 
 def _running(world: World, model: SovereignModel, source: HuggingFaceSource, live: Manifest) -> MirrorStep:
-    attempt = _attempt(live)
     pods = [pod for pod in world.job_pods if is_of(pod, live) and not is_dying(pod)]
-    started = any((pod.get("status") or {}).get("phase") not in (None, "Pending") for pod in pods)
+    started = any(has_started(pod) for pod in pods)
     progress = world.progress or MirrorProgress()
     status = MirrorStatus(
         bytes_done=progress.bytes_done,
@@ -190,7 +159,7 @@ def _running(world: World, model: SovereignModel, source: HuggingFaceSource, liv
         files_total=progress.files_total,
         file=progress.file[:1024],
         phase=progress.phase[:1024],
-        attempt=attempt,
+        attempt=attempt_of(live),
         job=name_of(live),
     )
     if not started:
@@ -203,81 +172,17 @@ def _running(world: World, model: SovereignModel, source: HuggingFaceSource, liv
 
 def _failed(world: World, model: SovereignModel, live: Manifest, result: JobResult) -> MirrorStep:
     """Waits with the remains in place, so that their logs can be read, then clears them away."""
-    attempt = _attempt(live)
-    retry_at = _ended(live, world.now) + timedelta(seconds=backoff(attempt, 0.0, BACKOFF_FIRST, BACKOFF_LAST))
-    asked = model.metadata.annotations.get(ANNOTATION_RETRY, "")
-    at_once = bool(asked) and asked != annotation(live, ANNOTATION_RETRY)
-    due = at_once or world.now >= retry_at
-    words = f"{result.message} Try {attempt}; the next one is at {stamp(retry_at)}."
-    stage = Stage("False", result.reason, words, stalled=result.reason in PERSISTENT)
+    wish = model.metadata.annotations.get(ANNOTATION_RETRY, "")
+    asked = bool(wish) and wish != annotation(live, ANNOTATION_RETRY)
+    again = next_try(live, world.now, asked)
     return MirrorStep(
-        stage,
-        actions=(Delete(live, foreground=True),) if due else (),
+        Stage("False", result.reason, f"{result.message} {again.words}", result.reason in PERSISTENT),
+        actions=(Delete(live, foreground=True),) if again.is_due else (),
         status=MirrorStatus(
-            attempt=0 if at_once else attempt, job=name_of(live), next_attempt=stamp(retry_at)
+            attempt=0 if asked else again.attempt, job=name_of(live), next_attempt=stamp(again.at)
         ),
-        again=None if due else max(1.0, (retry_at - world.now).total_seconds()),
+        again=None if again.is_due else max(1.0, again.seconds),
     )
-
-
-# -- readings ---------------------------------------------------------------------------------------------
-
-
-def result_of(job: Manifest, pods: tuple[Manifest, ...]) -> JobResult:
-    """The data plane's own words where the pod left any, else what Kubernetes says of the Job."""
-    for pod in sorted(pods, key=lambda pod: str(pod["metadata"].get("creationTimestamp")), reverse=True):
-        if not is_of(pod, job):
-            continue
-        for status in (pod.get("status") or {}).get("containerStatuses") or ():
-            ended = (status.get("state") or {}).get("terminated") or {}
-            if found := parse_result(str(ended.get("message") or "")):
-                return found
-            if ended.get("reason") not in (None, "Completed", "Error"):
-                words = f"The mirror pod ended without a result: {ended['reason']}."
-                return JobResult(reasons.MIRROR_FAILED, words)
-    failed = condition_of(job, "Failed")
-    words = str(failed.get("message") or failed.get("reason") or "no reason was given").rstrip(".")
-    return JobResult(reasons.MIRROR_FAILED, f"The mirror Job ended without a result: {words}.")
-
-
-def parse_result(text: str) -> JobResult | None:
-    """Reads a termination message. It crosses a trust boundary: bounded, and a reason is one word."""
-    try:
-        body = json.loads(text[:4096])
-        reason, message = body["reason"], body["message"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    if not isinstance(reason, str) or not isinstance(message, str) or not _REASON.fullmatch(reason):
-        return None
-    if reason == reasons.ARTIFACT_MIRRORED:
-        return None
-    return JobResult(reason, message.strip()[:900])
-
-
-def waiting_for(pod: Manifest) -> str:
-    """Why a pod does not run yet, in the words of the scheduler or the kubelet."""
-    status = pod.get("status") or {}
-    for each in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        waiting = (each.get("state") or {}).get("waiting") or {}
-        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-            return f"{waiting['reason']}: {str(waiting.get('message') or '')[:500]}"
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return str(condition.get("message") or condition.get("reason") or "")[:500]
-    return ""
-
-
-def _attempt(job: Manifest) -> int:
-    text = annotation(job, ANNOTATION_ATTEMPT)
-    return int(text) if text.isdecimal() and len(text) < 9 else 1
-
-
-def _ended(job: Manifest, now: datetime) -> datetime:
-    for kind in ("Failed", "Complete"):
-        when = moment(condition_of(job, kind).get("lastTransitionTime"))
-        if when is not None:
-            return when
-    return now
 
 
 def _token(source: HuggingFaceSource, job: Manifest) -> tuple[Action, ...]:
@@ -294,22 +199,13 @@ def _stalled(reason: str, words: str) -> MirrorStep:
 
 
 def _sizes(artifact: Artifact) -> str:
-    return f"{artifact.files} files, {_bytes(artifact.bytes)}"
+    return f"{artifact.files} files, {in_bytes(artifact.bytes)}"
 
 
 def _progress(progress: MirrorProgress) -> str:
     if not progress.bytes_total:
         return progress.phase or "starting"
     return (
-        f"{_bytes(progress.bytes_done)} of {_bytes(progress.bytes_total)}, "
+        f"{in_bytes(progress.bytes_done)} of {in_bytes(progress.bytes_total)}, "
         f"{progress.files_done} of {progress.files_total} files"
     )
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

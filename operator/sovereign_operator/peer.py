@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sovereign_operator.api import ANNOTATION_RENDERED, COMPONENT_PEER, SovereignModel
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.desired.probe import peer_pod, peer_service
-from sovereign_operator.mirror import waiting_for
+from sovereign_operator.job_tries import waiting_for
 from sovereign_operator.rollout import needs_apply
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import (

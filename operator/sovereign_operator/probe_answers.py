@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sovereign_airgap.probe.result import InvalidResult, parse_result
-from sovereign_operator import mirror
+from sovereign_operator import job_tries
 from sovereign_operator.api import ANNOTATION_PROBE_RUN
 from sovereign_operator.values import Manifest
 from sovereign_operator.verdict import Answer, Silence
@@ -22,7 +22,7 @@ def answer_of(job: Manifest, pods: Sequence[Manifest]) -> Answer | None:
         try:
             result = parse_result(message)
         except InvalidResult as error:
-            failure = mirror.parse_result(message)
+            failure = job_tries.parse_result(message)
             said = f"{failure.reason}: {failure.message}" if failure else f"{ended}. {error}"
             return Silence(said)
         if result.run != annotation(job, ANNOTATION_PROBE_RUN):
@@ -46,7 +46,7 @@ def overdue(job: Manifest | None, pods: Sequence[Manifest], seconds: int) -> Sil
         return Silence(
             f"within {seconds} s no pod was made for it; a quota or an admission policy may forbid."
         )
-    waits = next(filter(None, map(mirror.waiting_for, mine)), "")
+    waits = next(filter(None, map(job_tries.waiting_for, mine)), "")
     return Silence(
         f"not within {seconds} s" + (f"; its pod waits: {waits.rstrip('.')[:400]}." if waits else ".")
     )

@@ -22,7 +22,7 @@ from sovereign_operator.api import (
     SovereignModel,
 )
 from sovereign_operator.desired.probe import SEALED
-from sovereign_operator.mirror import waiting_for
+from sovereign_operator.job_tries import waiting_for
 from sovereign_operator.pod_refusal import pods_refused
 from sovereign_operator.rollout import Memo
 from sovereign_operator.values import Manifest

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from sovereign_operator.api import ANNOTATION_ATTEMPT, ANNOTATION_RETRY
-from sovereign_operator.mirror import PERSISTENT, parse_result
+from sovereign_operator.job_tries import PERSISTENT, parse_result
 from sovereign_operator.values import MirrorProgress, Unreadable
 from sovereign_operator.world import CopyToken, Create, Delete, annotation
 from tests.unit.operator.builders import COMMIT, a_config

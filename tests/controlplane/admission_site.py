@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,9 +38,10 @@ SOMEBODY = "somebody"
 FIREMAN = "fireman"
 _RIGHTS = "admission-test-everything-else"
 
-# As the chart's templates call them; the binding has the same name.
+# As the chart's templates call them; the binding has the same name. All hold in sealed namespaces.
 POLICIES = (
     "sovereign-sealed-access",
+    "sovereign-sealed-cache",
     "sovereign-sealed-label",
     "sovereign-sealed-network-policies",
     "sovereign-sealed-pods",
@@ -48,13 +49,21 @@ POLICIES = (
     "sovereign-sealed-set",
     "sovereign-sealed-templates",
 )
+# And these in the release's own, where there is a node cache.
+FETCH_POLICIES = ("sovereign-fetch-jobs", "sovereign-fetch-pods")
 _ADMISSION = "apis/admissionregistration.k8s.io/v1"
 _KINDS = {
     "ValidatingAdmissionPolicy": f"{_ADMISSION}/validatingadmissionpolicies",
     "ValidatingAdmissionPolicyBinding": f"{_ADMISSION}/validatingadmissionpolicybindings",
     "ClusterRole": "apis/rbac.authorization.k8s.io/v1/clusterroles",
 }
-PLURALS.update({"Service": "api/v1:services", "CronJob": "apis/batch/v1:cronjobs"})
+PLURALS.update(
+    {
+        "Service": "api/v1:services",
+        "CronJob": "apis/batch/v1:cronjobs",
+        "PersistentVolumeClaim": "api/v1:persistentvolumeclaims",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,9 @@ class Gate(ApiServer):
         return self.ask(who, "PATCH", path, patch, "application/merge-patch+json")
 
 
-def rendered(*settings: str, system: str = SYSTEM) -> list[Manifest]:
+def rendered(
+    *settings: str, system: str = SYSTEM, names: Sequence[str] = (*POLICIES, "sovereign-break-glass")
+) -> list[Manifest]:
     """The chart's admission policies and the role that goes with them, for a release in `system`."""
     chart = str(CHARTS / "sovereign-operator")
     command = [str(binary("helm")), "template", "x", chart, "--namespace", system, "-f", str(DIGEST_VALUES)]
@@ -119,7 +130,7 @@ def rendered(*settings: str, system: str = SYSTEM) -> list[Manifest]:
     return [
         document
         for document in yaml.safe_load_all(done.stdout)
-        if document and document["metadata"]["name"] in (*POLICIES, "sovereign-break-glass")
+        if document and document["metadata"]["name"] in names
     ]
 
 
@@ -172,6 +183,13 @@ def a_service(**spec: Any) -> Manifest:
     return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": spec}
 
 
+def a_claim(name: str = "weights", **spec: Any) -> Manifest:
+    """A claim as anybody makes one."""
+    wish = {"resources": {"requests": {"storage": "1Gi"}}, "accessModes": ["ReadWriteOnce"]}
+    head = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}}
+    return {**head, "spec": {**wish, **spec}}
+
+
 def a_policy(name: str = "mine") -> Manifest:
     """A network policy that opens everything."""
     spec = {"podSelector": {}, "policyTypes": ["Egress"], "egress": [{}]}
@@ -196,6 +214,7 @@ def _await_enforcement(gate: Gate) -> None:
     }
     bad = {
         "sovereign-sealed-pods": lambda: gate.tries(a_pod(hostNetwork=True)),
+        "sovereign-sealed-cache": lambda: gate.tries(a_claim("sovereign-cache")),
         "sovereign-sealed-set": lambda: gate.tries(a_pod(labels=label)),
         "sovereign-sealed-templates": lambda: gate.tries(job),
         "sovereign-sealed-network-policies": lambda: gate.tries(a_policy()),

@@ -29,6 +29,9 @@ from tests.controlplane.api_server import Manifest, eventually
 from tests.controlplane.operator_site import ROOT
 
 MODEL = {"sovereign.dev/model": "m", "sovereign.dev/component": "worker"}
+CACHE = {"name": "cache", "persistentVolumeClaim": {"claimName": "sovereign-cache", "readOnly": True}}
+WRITABLE = {"name": "cache", "persistentVolumeClaim": {"claimName": "sovereign-cache"}}
+SCRATCH = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
 PODS, SET = "sovereign-sealed-pods", "sovereign-sealed-set"
 
 
@@ -48,6 +51,9 @@ GOOD: dict[str, Manifest] = {
             {"name": "b", "persistentVolumeClaim": {"claimName": "weights"}},
             {"name": "c", "image": {"reference": IMAGE}},
         ]
+    ),
+    "with a volume that makes its own claim": a_pod(
+        volumes=[{"name": "v", "ephemeral": {"volumeClaimTemplate": {"spec": SCRATCH}}}]
     ),
     "with a port": a_pod(container={"ports": [{"containerPort": 8000}]}),
     "with a security context": a_pod(container={"securityContext": {"allowPrivilegeEscalation": False}}),
@@ -83,6 +89,15 @@ BAD: dict[str, tuple[Manifest, str]] = {
     "an image volume from elsewhere": (
         a_pod(volumes=[{"name": "v", "image": {"reference": f"docker.example/v@{DIGEST}"}}]),
         "docker.example/v",
+    ),
+    "the node cache": (a_pod(volumes=[CACHE]), "sovereign.dev/model"),
+    "the node cache, to write it": (a_pod(volumes=[WRITABLE]), "readOnly"),
+    "a volume whose claim would be the node cache's": (
+        a_pod(
+            "sovereign",
+            volumes=[{"name": "cache", "ephemeral": {"volumeClaimTemplate": {"spec": SCRATCH}}}],
+        ),
+        "ephemeral",
     ),
 }
 
@@ -160,6 +175,20 @@ def test_a_pod_keeps_the_labels_that_seal_it(gate: Gate, labels: dict[str, Any],
     assert gate.merges("Pod", name, change, FIREMAN, sub).code == 200
 
 
+def test_pods_of_models_see_the_node_cache_and_none_may_write_it(gate: Gate) -> None:
+    written = {"name": "cache", "persistentVolumeClaim": {"claimName": "sovereign-cache", "readOnly": False}}
+    for who in (KUBERAY, JOB_CONTROLLER, OPERATOR):
+        assert gate.tries(a_pod(labels=MODEL, volumes=[CACHE]), who).code == 201, who
+        for volume in (WRITABLE, written):
+            answer = gate.tries(a_pod(labels=MODEL, volumes=[volume]), who)
+            assert answer.refused_by(PODS), answer.text
+            assert "to be readOnly" in answer.text
+        # One that is right does not excuse another.
+        again = {**WRITABLE, "name": "again"}
+        assert gate.tries(a_pod(labels=MODEL, volumes=[CACHE, again]), who).refused_by(PODS)
+    assert gate.tries(a_pod(labels={"sovereign.dev/model": ""}, volumes=[CACHE])).refused_by(PODS)
+
+
 def test_other_labels_of_a_sealed_pod_are_its_controllers(gate: Gate) -> None:
     name = gate.makes(a_pod("other-labels", MODEL), KUBERAY)
     assert gate.merges("Pod", name, {"metadata": {"labels": {"ray.io/serve": "true"}}}, KUBERAY).code == 200
@@ -182,7 +211,11 @@ def test_the_largest_pods_stay_within_the_budget_of_the_rules(gate: Gate) -> Non
         }
         for n in range(60)
     ]
-    volumes = [{"name": f"v{n}", "emptyDir": {}} for n in range(200)]
+    claims = [{"claimName": f"sovereign-cache-{'a' * 180}-{n}"} for n in range(100)]
+    volumes: list[Manifest] = [{"name": f"v{n}", "persistentVolumeClaim": c} for n, c in enumerate(claims)]
+    volumes += [
+        {"name": f"e{n}", "ephemeral": {"volumeClaimTemplate": {"spec": SCRATCH}}} for n in range(100)
+    ]
     pod = a_pod(initContainers=containers[30:], volumes=volumes)
     pod["spec"]["containers"] = containers[:30]
     answer = gate.tries(pod)

@@ -1,6 +1,6 @@
 {{- /* SPDX-License-Identifier: Apache-2.0
-What the admission policies share. They hold in namespaces that carry sovereign.dev/sealed=true, without a webhook: the
-API server itself decides, and refuses when it cannot (failurePolicy Fail). */ -}}
+What the admission policies share. They hold in namespaces that carry sovereign.dev/sealed=true, two of them in the
+release's own, without a webhook: the API server itself decides, and refuses when it cannot (failurePolicy Fail). */ -}}
 
 {{- define "sovereign.operatorUser" -}}
 system:serviceaccount:{{ .Release.Namespace }}:sovereign-operator
@@ -36,4 +36,21 @@ spec:
       matchLabels: {sovereign.dev/sealed: "true"}
       matchExpressions:
         - {key: kubernetes.io/metadata.name, operator: NotIn, values: [kube-system]}
+{{- end }}
+
+{{- /* Binds a policy in the release's own namespace. */ -}}
+{{- define "sovereign.releaseBinding" }}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ .name }}
+  labels:
+    {{- include "sovereign.labels" .root | nindent 4 }}
+spec:
+  policyName: {{ .name }}
+  validationActions: [Deny, Audit]
+  matchResources:
+    namespaceSelector:
+      matchLabels: {kubernetes.io/metadata.name: {{ .root.Release.Namespace }}}
 {{- end }}

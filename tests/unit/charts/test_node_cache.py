@@ -195,3 +195,28 @@ def test_the_operator_needs_no_right_that_it_lacks_without_it() -> None:
         return [m.get("rules") or m.get("roleRef") for m in rendered.manifests if "Role" in m["kind"]]
 
     assert roles(render(values=ON)) == roles(render())
+
+
+def test_a_claim_of_that_name_is_guarded_before_the_cache_is_on() -> None:
+    """What somebody put under it before would be served afterwards."""
+    name = "sovereign-sealed-cache"
+    for values in ({}, ON):
+        assert render(values=values).one("ValidatingAdmissionPolicy", name)
+    bound = render().one("ValidatingAdmissionPolicyBinding", name)["spec"]["matchResources"]
+    assert bound["namespaceSelector"]["matchLabels"] == {"sovereign.dev/sealed": "true"}
+
+
+def test_what_pod_security_no_longer_holds_in_the_releases_namespace_is_held_by_policies() -> None:
+    rendered = render(values=ON)
+    for name in ("sovereign-fetch-pods", "sovereign-fetch-jobs"):
+        found = rendered.one("ValidatingAdmissionPolicy", name)["spec"]
+        assert found["failurePolicy"] == "Fail"
+        bound = rendered.one("ValidatingAdmissionPolicyBinding", name)["spec"]
+        assert bound["policyName"] == name
+        assert bound["validationActions"] == ["Deny", "Audit"]
+        selector = bound["matchResources"]["namespaceSelector"]
+        assert selector == {"matchLabels": {"kubernetes.io/metadata.name": NAMESPACE}}
+    without = render(values={**ON, "admission": {"enabled": False}})
+    assert not [
+        m for m in without.manifests if m["kind"].startswith("ValidatingAdmission") and "sealed" in str(m)
+    ]

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who may write the node cache, decided by the real API server: what its claim may be, and which pods of the
+release's namespace get the node's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from dev.cluster import Cluster
+from tests.controlplane.admission_site import (
+    FETCH_POLICIES,
+    FIREMAN,
+    IMAGE,
+    JOB_CONTROLLER,
+    KUBERAY,
+    OPERATOR,
+    SOMEBODY,
+    SYSTEM,
+    Answer,
+    Gate,
+    a_claim,
+    a_pod,
+    guarded,
+    in_force,
+    rendered,
+)
+from tests.controlplane.api_server import Manifest, eventually
+
+CLAIM, PODS, JOBS = "sovereign-sealed-cache", "sovereign-fetch-pods", "sovereign-fetch-jobs"
+PATH = "/var/lib/sovereign/cache"
+FETCH = {"sovereign.dev/component": "fetch"}
+SNAPSHOT = {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": "mine"}
+EPHEMERAL_VOLUMES = "system:serviceaccount:kube-system:ephemeral-volume-controller"
+CRON_CONTROLLER = "system:serviceaccount:kube-system:cronjob-controller"
+
+
+@pytest.fixture(scope="module")
+def gate(control_plane: Cluster) -> Iterator[Gate]:
+    """The sealed namespace under the policies that hold there, and the release's with a node cache."""
+    with guarded(control_plane) as gate:
+        policies = rendered("nodeCache.enabled=true", names=FETCH_POLICIES)
+        assert len(policies) == 2 * len(FETCH_POLICIES), "each with its binding"
+        if not gate.get("Namespace", None, SYSTEM):
+            gate.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
+        with in_force(gate, policies):
+            for name, bad in ((PODS, a_pod(hostNetwork=True)), (JOBS, a_job(FETCH, PATH))):
+                eventually(
+                    lambda name=name, bad=bad: tried(gate, bad).refused_by(name), f"{name} refuses", 60
+                )
+            yield gate
+
+
+def the_claim(gate: Gate, **changes: object) -> Manifest:
+    """The chart's own, for the sealed namespace; `changes` of its spec."""
+    named = {"volumeName": f"sovereign-cache-{gate.sealed}", "storageClassName": ""}
+    return a_claim("sovereign-cache", **{"accessModes": ["ReadOnlyMany"], **named, **changes})
+
+
+def a_folder(path: str = PATH) -> Manifest:
+    return {"name": "cache", "hostPath": {"path": path, "type": "DirectoryOrCreate"}}
+
+
+def a_job(labels: Manifest, *paths: str) -> Manifest:
+    template = {
+        "metadata": {"labels": labels},
+        "spec": {
+            "restartPolicy": "Never",
+            "containers": [{"name": "fetch", "image": IMAGE}],
+            "volumes": [{**a_folder(path), "name": f"v{n}"} for n, path in enumerate(paths)],
+        },
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "fetch-0123456789abcdef"},
+        "spec": {"template": template},
+    }
+
+
+def tried(gate: Gate, manifest: Manifest, who: str = SOMEBODY) -> Answer:
+    """Creating it in the release's namespace."""
+    return gate.tries(manifest, who, SYSTEM)
+
+
+def test_the_charts_own_claim_is_taken(gate: Gate) -> None:
+    answer = gate.tries(the_claim(gate))
+    assert answer.code == 201, answer.text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"volumeName": "sovereign-cache-another"},
+        {"volumeName": "mine"},
+        {"volumeName": None, "storageClassName": "fast"},
+        {"storageClassName": None},
+        {"storageClassName": "fast"},
+        {"dataSource": SNAPSHOT},
+        {"dataSource": {"kind": "PersistentVolumeClaim", "name": "filled-by-me"}},
+        {"dataSourceRef": SNAPSHOT},
+    ],
+    ids=str,
+)
+def test_a_claim_of_that_name_that_is_something_else_is_refused(gate: Gate, changes: Manifest) -> None:
+    claim = the_claim(gate, **changes)
+    for who in (SOMEBODY, FIREMAN, OPERATOR, EPHEMERAL_VOLUMES):
+        answer = gate.tries(claim, who)
+        assert answer.refused_by(CLAIM) or (answer.code == 403 and who == EPHEMERAL_VOLUMES), answer.text
+    assert f"sovereign-cache-{gate.sealed}" in gate.tries(claim).text
+    assert not gate.tries(claim, namespace=gate.open).refused
+
+
+def test_claims_of_other_names_are_not_looked_at(gate: Gate) -> None:
+    for name in ("weights", "sovereign-cache-2"):
+        assert gate.tries(a_claim(name, volumeName=f"sovereign-cache-{gate.sealed}")).code == 201
+
+
+def test_a_claim_from_before_can_be_released_and_deleted(gate: Gate) -> None:
+    """The namespace gets its label after somebody's claim, which must not be there for ever."""
+    name = "later"
+    gate.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+    claim = a_claim("sovereign-cache")
+    claim["metadata"] |= {"namespace": name, "finalizers": ["example.com/mine"]}
+    gate.create(claim)
+    gate.patch("Namespace", None, name, {"metadata": {"labels": {"sovereign.dev/sealed": "true"}}})
+    eventually(
+        lambda: gate.tries(a_claim("sovereign-cache"), namespace=name).refused_by(CLAIM), "it is sealed"
+    )
+    gate.delete("PersistentVolumeClaim", name, "sovereign-cache")
+    gate.patch("PersistentVolumeClaim", name, "sovereign-cache", {"metadata": {"finalizers": None}})
+    eventually(lambda: not gate.get("PersistentVolumeClaim", name, "sovereign-cache"), "the claim is gone")
+    gate.patch("Namespace", None, name, {"metadata": {"labels": {"sovereign.dev/sealed": None}}})
+    gate.delete("Namespace", None, name)
+
+
+def test_a_fetch_job_of_the_operator_and_its_pod_are_taken(gate: Gate) -> None:
+    answer = tried(gate, a_job(FETCH, PATH), OPERATOR)
+    assert answer.code == 201, answer.text
+    answer = tried(gate, a_pod(labels=FETCH, volumes=[a_folder()]), JOB_CONTROLLER)
+    assert answer.code == 201, answer.text
+
+
+def test_nobody_else_makes_a_job_that_writes_the_node(gate: Gate) -> None:
+    for who in (SOMEBODY, FIREMAN, KUBERAY, CRON_CONTROLLER):
+        answer = tried(gate, a_job(FETCH, PATH), who)
+        assert answer.refused_by(JOBS) or (answer.code == 403 and who == CRON_CONTROLLER), answer.text
+    assert tried(gate, a_job({}), SOMEBODY).code == 201
+
+
+@pytest.mark.parametrize(
+    ("pod", "who", "named"),
+    [
+        (a_pod(labels=FETCH, volumes=[a_folder()]), SOMEBODY, SOMEBODY),
+        (a_pod(labels=FETCH, volumes=[a_folder()]), OPERATOR, OPERATOR),
+        (a_pod(volumes=[a_folder()]), JOB_CONTROLLER, JOB_CONTROLLER),
+        (a_pod(labels=FETCH, volumes=[a_folder("/")]), JOB_CONTROLLER, "nodeCache.path"),
+        (a_pod(labels=FETCH, volumes=[a_folder(f"{PATH}/models")]), JOB_CONTROLLER, "nodeCache.path"),
+        (
+            a_pod(labels=FETCH, volumes=[a_folder(), {**a_folder("/etc"), "name": "etc"}]),
+            JOB_CONTROLLER,
+            "/etc",
+        ),
+        (a_pod(hostNetwork=True), JOB_CONTROLLER, "hostNetwork"),
+        (a_pod(hostPID=True), SOMEBODY, "hostPID"),
+        (a_pod(container={"securityContext": {"privileged": True}}), OPERATOR, "privileged"),
+        (
+            a_pod(container={"securityContext": {"capabilities": {"add": ["SYS_ADMIN"]}}}),
+            SOMEBODY,
+            "capability",
+        ),
+        (a_pod(container={"ports": [{"containerPort": 80, "hostPort": 80}]}), SOMEBODY, "hostPort"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else str(value),
+)
+def test_no_other_pod_of_the_releases_namespace_gets_to_its_node(
+    gate: Gate, pod: Manifest, who: str, named: str
+) -> None:
+    answer = tried(gate, pod, who)
+    assert answer.refused_by(PODS), answer.text
+    assert named in answer.text
+
+
+def test_the_platforms_own_pods_are_not_held_up(gate: Gate) -> None:
+    for who in (SOMEBODY, JOB_CONTROLLER):
+        assert tried(gate, a_pod(volumes=[{"name": "v", "emptyDir": {}}]), who).code == 201
+    # What holds here holds nowhere else.
+    assert not gate.tries(a_pod(hostPID=True, volumes=[a_folder("/")]), namespace=gate.open).refused
+
+
+def test_every_expression_passes_the_api_servers_type_check(gate: Gate) -> None:
+    for name in FETCH_POLICIES:
+        path = f"/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/{name}"
+
+        def checked(path: str = path) -> Manifest:
+            policy = gate.call("GET", path)
+            status: Manifest = policy.get("status") or {}
+            return status if status.get("observedGeneration") == policy["metadata"]["generation"] else {}
+
+        status = eventually(checked, f"the controller looked at {name}")
+        assert not status.get("typeChecking", {}).get("expressionWarnings"), (name, status)

@@ -221,6 +221,7 @@ VARIANTS: dict[str, Manifest] = {
     "registries": {"admission": {"registries": ["registry.example", "127.0.0.1:5000/llm"]}},
     "no seal": {"resolver": {"enabled": False}, "admission": {"enabled": False}, "seal": "Report"},
     "external sources": {"externalSources": {"allowed": True, "endpoint": "http://hub.lab:8000"}},
+    "node cache": {"nodeCache": {"enabled": True, "budget": "2Ti"}},
 }
 
 
@@ -348,6 +349,59 @@ def test_a_namespace_with_models_can_be_deleted(site: Site) -> None:
     site.kubectl("patch", "networkpolicy/m-deny-all", *as_operator, "--type=merge", "-p", release)
     site.kubectl("patch", "sovereignmodel/m", *as_operator, "--type=merge", "-p", release)
     wait_for("the namespace to be gone", lambda: site.kubectl.find("namespace", doomed) is None)
+    site.install()
+
+
+def a_claim_for(volume: str, namespace: str) -> Manifest:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "sovereign-cache", "namespace": namespace},
+        "spec": {
+            "accessModes": ["ReadOnlyMany"],
+            "storageClassName": "",
+            "volumeName": volume,
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+
+
+def test_a_tenants_node_cache_is_for_its_own_claim_whoever_asked_first(site: Site) -> None:
+    def phase(namespace: str) -> str:
+        claim = site.kubectl.get("-n", namespace, "persistentvolumeclaim", "sovereign-cache")
+        return str(claim.get("status", {}).get("phase", ""))
+
+    site.kubectl.apply(a_claim_for("sovereign-cache-models", OTHER))
+    wait_for("the thief to be looked at", lambda: phase(OTHER) == "Pending")
+    site.install({"nodeCache": {"enabled": True}})
+    wait_for("the claim to be bound", lambda: phase(MODELS) == "Bound")
+    own = site.kubectl.get("-n", MODELS, "persistentvolumeclaim", "sovereign-cache")
+    volume = site.kubectl.get("persistentvolume", "sovereign-cache-models")
+    assert volume["spec"]["claimRef"]["uid"] == own["metadata"]["uid"]
+    assert phase(OTHER) == "Pending"
+    # And an upgrade changes nothing that cannot be changed.
+    site.install({"nodeCache": {"enabled": True, "budget": "1Ti", "reserve": "1Gi"}})
+    assert phase(MODELS) == "Bound"
+    site.kubectl("-n", OTHER, "delete", "persistentvolumeclaim", "sovereign-cache", "--wait=false")
+    site.install()
+    assert site.kubectl.find("persistentvolume", "sovereign-cache-models") is None
+
+
+def test_a_namespace_that_is_made_again_gets_a_volume_again(site: Site) -> None:
+    """A volume whose claim is gone is bound to no other: it has to go with the namespace."""
+    name, volume = "made-again", "sovereign-cache-made-again"
+    values = {"watchNamespaces": [MODELS, name], "nodeCache": {"enabled": True}}
+
+    def bound() -> bool:
+        claim = site.kubectl.find("-n", name, "persistentvolumeclaim", "sovereign-cache")
+        return claim is not None and claim.get("status", {}).get("phase") == "Bound"
+
+    for _ in range(2):
+        site.namespace(name)
+        site.install(values)
+        wait_for("the claim to be bound", bound)
+        site.kubectl("delete", "namespace", name, "--timeout=60s")
+        wait_for("its volume to go with it", lambda: site.kubectl.find("persistentvolume", volume) is None)
     site.install()
 
 

@@ -96,13 +96,13 @@ def test_the_operator_is_told_sizes_in_bytes() -> None:
         "reserveBytes": 10 * 1024**3,
         "scrubIntervalSeconds": 604800,
     }
-    found = told(on(path="/mnt/nvme", budget="1.5Ti", reserve="20G", scrubIntervalSeconds=3600))
+    found = told(on(path="/mnt/nvme", budget="1.5Ti", reserve="20G", scrubIntervalSeconds=0))
     assert found == {
         "claim": "sovereign-cache",
         "path": "/mnt/nvme",
         "budgetBytes": 3 * 1024**4 // 2,
         "reserveBytes": 20 * 10**9,
-        "scrubIntervalSeconds": 3600,
+        "scrubIntervalSeconds": 0,
     }
 
 
@@ -134,7 +134,8 @@ def test_every_unit_of_a_size_is_understood(given: str, bytes_: int) -> None:
         ({"budget": "plenty"}, "budget"),
         ({"budget": "1000000"}, "budget"),
         ({"reserve": ""}, "reserve"),
-        ({"scrubIntervalSeconds": 0}, "scrubIntervalSeconds"),
+        ({"path": "/var"}, "path"),
+        ({"scrubIntervalSeconds": -1}, "scrubIntervalSeconds"),
         ({"claim": "mine"}, "claim"),
     ],
 )
@@ -142,7 +143,7 @@ def test_values_that_nobody_could_mean_are_refused(values: Manifest, named: str)
     assert named in refusal({"nodeCache": {"enabled": True, **values}})
 
 
-@pytest.mark.parametrize("path", ["/cache", "/root/.local/state/cache", "/mnt/nvme0n1/a_b..c"])
+@pytest.mark.parametrize("path", ["/srv/cache", "/root/.local/state/cache", "/mnt/nvme0n1/a_b..c"])
 def test_a_path_may_be_any_folder(path: str) -> None:
     found = told(on(path=path))
     assert found is not None

@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first run insta
 
 EVERYTHING: Manifest = {
     "clusterMode": True,
+    "nodeCache": {"enabled": True, "namespaces": ["models"]},
     "externalSources": {"allowed": True},
     "registry": {"verification": {"enabled": True, "repair": True}, "pruning": {"enabled": True}},
     "prometheus": {"namespace": "monitoring"},

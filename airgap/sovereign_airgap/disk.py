@@ -126,12 +126,17 @@ def set_direct(descriptor: int, on: bool) -> bool:
     return True
 
 
+def partial_name(final: Path) -> Path:
+    """A name beside the final one that nobody has, and that `sweep` removes after a killed run."""
+    return final.with_name(f"{RESERVED_PREFIX}{os.urandom(8).hex()}{_PARTIAL}")
+
+
 class HalfWritten:
     """A file under a temporary name beside its final one; `publish` is the only way to the final name."""
 
     def __init__(self, final: Path, direct: bool = True) -> None:
         self.final = final
-        self._temporary = final.with_name(f"{RESERVED_PREFIX}{os.urandom(8).hex()}{_PARTIAL}")
+        self._temporary = partial_name(final)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self._direct = False
         with explained(final):
@@ -205,3 +210,13 @@ class HalfWritten:
                 view = view[count:]
                 if view and self._direct and count % _ALIGNMENT:
                     self._direct = not set_direct(self._descriptor, False)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a small file as a whole: whoever reads it finds what was there before, or all of this."""
+    half = HalfWritten(path, direct=False)
+    try:
+        half.write(content)
+        half.publish()
+    finally:
+        half.close()

@@ -7,13 +7,17 @@ all files are there; a reader that sees it needs to check nothing else.
 
 from __future__ import annotations
 
-import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from sovereign_airgap.access import Access
 from sovereign_airgap.blobs import BlobStream, corrupt
+from sovereign_airgap.bundle.hashing import hash_all
+from sovereign_airgap.bundle.layout import FileRange
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import (
     HalfWritten,
@@ -21,11 +25,12 @@ from sovereign_airgap.disk import (
     locked,
     place_of,
     regular_file,
+    replace_file,
     require_room,
     sweep,
     sync_folder,
 )
-from sovereign_airgap.errors import InvalidReference
+from sovereign_airgap.errors import InvalidReference, SovereignError
 from sovereign_airgap.manifest import Descriptor, Layer, ModelManifest
 from sovereign_airgap.marker import CONFIG_MARKER, MARKER, Written, encode_marker, marker_name, read_marker
 from sovereign_airgap.names import defect_of
@@ -50,7 +55,11 @@ class PullOptions:
 
 @dataclass(frozen=True, slots=True)
 class PullResult:
-    """What lies in the directory now; `kept` of the files were there already and right."""
+    """What lies in the directory now; `kept` of the files were there already and right.
+
+    `size`, `kept_bytes` and `fetched_bytes` are of the wanted files; what is neither kept nor fetched was
+    adopted. `repaired` are those that lay there and were not right.
+    """
 
     digest: Digest
     directory: Path
@@ -58,19 +67,67 @@ class PullResult:
     files: int
     kept: int
     revision: str
+    kept_bytes: int
+    fetched_bytes: int
+    repaired: tuple[str, ...]
+
+
+class Neighbours:
+    """What else lies on the same disk: the joint at which the node's cache takes part. Here: nothing."""
+
+    def distrust(self, place: Path) -> None:
+        """Is told of what lies under a file's name and is not that file; it is replaced later."""
+
+    def adopt(self, layer: Layer, place: Path) -> Written | None:
+        """Puts a file that lies elsewhere at `place`; what vouches for it there, None where there is none."""
+        return None
+
+    def require_room(self, directory: Path, sizes: Sequence[int]) -> None:
+        """Refuses what cannot fit, before the first byte of files of these sizes."""
+        require_room(directory, sum(sizes))
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An artifact in a registry: its manifest, and what its files are read through."""
+
+    registry: Registry
+    pace: Pace
+    manifest: ModelManifest
+    digest: Digest
 
 
 def pull(reference: OciReference, directory: Path, options: PullOptions, progress: Progress) -> PullResult:
     """Pulls by digest; raises a SovereignError, and then no marker is there and every final path is right."""
+    with (
+        Pace(options.patience) as pace,
+        opened(reference, options.access, pace, progress) as source,
+        locked(directory),
+    ):
+        return fill(directory, source, options, progress, Neighbours())
+
+
+@contextmanager
+def opened(reference: OciReference, access: Access, pace: Pace, progress: Progress) -> Iterator[Source]:
+    """Reads the manifest that the reference names by its digest."""
     if reference.digest is None or not reference.repository:
         raise InvalidReference(
             f"Expected a reference by digest as in oci://HOST/REPO@sha256:…, found {reference}."
         )
-    with Pace(options.patience) as pace, options.access.registry(reference, pace, push=False) as registry:
+    with access.registry(reference, pace, push=False) as registry:
         progress.enter("reading the manifest")
         manifest = ModelManifest.parse(registry.get_manifest(str(reference.digest)))
-        with locked(directory):
-            return _Pull(registry, pace, manifest, reference.digest, directory, options, progress).run()
+        yield Source(registry, pace, manifest, reference.digest)
+
+
+def fill(
+    directory: Path, source: Source, options: PullOptions, progress: Progress, neighbours: Neighbours
+) -> PullResult:
+    """Brings what is missing into a directory that the caller has locked."""
+    registry, pace = source.registry, source.pace
+    return _Pull(
+        registry, pace, source.manifest, source.digest, directory, options, progress, neighbours
+    ).run()
 
 
 @dataclass(slots=True)
@@ -82,34 +139,45 @@ class _Pull:
     directory: Path
     options: PullOptions
     progress: Progress
+    neighbours: Neighbours
 
     def run(self) -> PullResult:
-        layers = tuple(
+        layers = [
             layer for layer in self.manifest.layers if not (self.options.config_only and layer.is_weight)
-        )
-        size = sum(layer.size for layer in layers)
-        self.progress.expect(len(layers), size)
+        ]
+        self.progress.expect(len(layers), _size(layers))
         self.progress.enter("checking what is there")
         vouched = self._vouched()
         sweep(self.directory)
         places = {layer.path: place_of(self.directory, layer.path) for layer in layers}
-        kept: dict[str, Written] = {}
-        for layer in layers:
-            found = self._is_right(layer, places[layer.path], vouched)
-            if found is not None:
-                kept[layer.path] = found
+        kept = self._right(layers, places, vouched)
         missing = [layer for layer in layers if layer.path not in kept]
         if missing or not self._marker.is_file():
             with explained(self._marker):
                 self._marker.unlink(missing_ok=True)
-        require_room(self.directory, sum(layer.size for layer in missing))
+        repaired = tuple(layer.path for layer in missing if os.path.lexists(places[layer.path]))
+        for path in repaired:
+            self.neighbours.distrust(places[path])
+        adopted = self._adopt(missing, places)
+        absent = [layer for layer in missing if layer.path not in adopted]
+        self.neighbours.require_room(self.directory, [layer.size for layer in absent])
         self.progress.enter("pulling")
-        written = self._fetch_all(missing, places)
+        written = self._fetch_all(absent, places)
         for folder in sorted({place.parent for place in places.values()}):
             sync_folder(folder)
-        self._mark({**kept, **written})
+        self._mark({**kept, **adopted, **written})
         self.progress.enter("done")
-        return PullResult(self.digest, self.directory, size, len(layers), len(kept), self.manifest.revision)
+        return PullResult(
+            self.digest,
+            self.directory,
+            _size(layers),
+            len(layers),
+            len(kept),
+            self.manifest.revision,
+            kept_bytes=_size(layers) - _size(missing),
+            fetched_bytes=_size(absent),
+            repaired=repaired,
+        )
 
     @property
     def _marker(self) -> Path:
@@ -140,19 +208,50 @@ class _Pull:
         if place.parent.resolve().is_relative_to(self.directory.resolve()) and regular_file(place):
             place.unlink()
 
-    def _is_right(self, layer: Layer, place: Path, vouched: dict[str, Written]) -> Written | None:
-        found = regular_file(place)
-        if found is None or found.st_size != layer.size:
-            return None
-        written = Written(found.st_size, found.st_mtime_ns, str(layer.digest))
-        if self.options.verify_always or vouched.get(layer.path) != written:
-            self.pace.check()
-            with explained(place), place.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != layer.digest.hex:
-                    return None
-        self.progress.moved(layer.size)
-        self.progress.finished(layer.path)
-        return written
+    def _right(
+        self, layers: Sequence[Layer], places: Mapping[str, Path], vouched: Mapping[str, Written]
+    ) -> dict[str, Written]:
+        """Those layers whose file lies at its place: vouched for as it is there, or else hashed."""
+        found: dict[str, Written] = {}
+        doubted: dict[str, Written] = {}
+        digests = {layer.path: layer.digest for layer in layers}
+        for layer in layers:
+            status = regular_file(places[layer.path])
+            if status is None or status.st_size != layer.size:
+                continue
+            written = Written(status.st_size, status.st_mtime_ns, str(layer.digest))
+            if self.options.verify_always or vouched.get(layer.path) != written:
+                doubted[layer.path] = written
+            else:
+                self._is_there(layer.path, written, found)
+
+        def hashed(path: str, result: Digest | SovereignError) -> None:
+            # Bytes that the disk does not give back are not right either: the file is made anew.
+            if result == digests[path]:
+                self._is_there(path, doubted[path], found)
+
+        hash_all(
+            {path: written.size for path, written in doubted.items()},
+            lambda path: (FileRange(places[path], 0, doubted[path].size),),
+            self.options.parallel,
+            hashed,
+            lambda _: self.pace.check(),
+        )
+        return found
+
+    def _is_there(self, path: str, written: Written, found: dict[str, Written]) -> None:
+        found[path] = written
+        self.progress.moved(written.size)
+        self.progress.finished(path)
+
+    def _adopt(self, layers: Sequence[Layer], places: Mapping[str, Path]) -> dict[str, Written]:
+        """What the neighbours have of these layers, believed as far as what was there before."""
+        offered = {layer.path: self.neighbours.adopt(layer, places[layer.path]) for layer in layers}
+        lent = {path: written for path, written in offered.items() if written is not None}
+        found = self._right([layer for layer in layers if layer.path in lent], places, lent)
+        for path in sorted(lent.keys() - found.keys()):
+            self.neighbours.distrust(places[path])
+        return found
 
     # -- the bytes ------------------------------------------------------------------------------------------
 
@@ -185,11 +284,9 @@ class _Pull:
     # -- the marker -----------------------------------------------------------------------------------------
 
     def _mark(self, files: dict[str, Written]) -> None:
-        content = encode_marker(str(self.digest), files)
-        half = HalfWritten(self._marker, direct=False)
-        try:
-            half.write(content)
-            half.publish()
-        finally:
-            half.close()
+        replace_file(self._marker, encode_marker(str(self.digest), files))
         sync_folder(self.directory)
+
+
+def _size(layers: Iterable[Layer]) -> int:
+    return sum(layer.size for layer in layers)

@@ -27,6 +27,9 @@ from sovereign_airgap.commands.bundle_diff import bundle_diff_command
 from sovereign_airgap.commands.bundle_load import bundle_load_command
 from sovereign_airgap.commands.bundle_split import bundle_split_command
 from sovereign_airgap.commands.bundle_verify import bundle_verify_command
+from sovereign_airgap.commands.cache import cache_group
+from sovereign_airgap.commands.cache_fetch import cache_fetch_command
+from sovereign_airgap.commands.cache_list import cache_list_command
 from sovereign_airgap.commands.install import install_command
 from sovereign_airgap.commands.keygen import keygen_command
 from sovereign_airgap.commands.probe import probe_group
@@ -53,6 +56,7 @@ from sovereign_airgap.pace import Patience
 from sovereign_airgap.progress import Progress, served, shown
 from sovereign_airgap.reference import PUBLIC_ENDPOINT, HubReference, OciReference
 from sovereign_airgap.selection import Wish
+from sovereign_airgap.strict_json import Json
 
 if TYPE_CHECKING:
     from sovereign_airgap.mirror import MirrorResult
@@ -190,6 +194,9 @@ bundle_group.add_command(bundle_diff_command)
 bundle_group.add_command(bundle_load_command)
 bundle_group.add_command(bundle_split_command)
 bundle_group.add_command(bundle_verify_command)
+cli.add_command(cache_group)
+cache_group.add_command(cache_fetch_command)
+cache_group.add_command(cache_list_command)
 cli.add_command(probe_group)
 cli.add_command(registry_group)
 registry_group.add_command(registry_verify_command)
@@ -202,7 +209,7 @@ cli.add_command(verify_command)
 
 def run(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit code; the result file is written in any case."""
-    result: dict[str, str | int] = {}
+    result: dict[str, Json] = {}
     try:
         with _signals():
             cli.main(list(arguments), prog_name="sovereign-airgap", standalone_mode=False, obj=result)
@@ -260,7 +267,7 @@ def _signals() -> Iterator[None]:
             signal.signal(wanted, handler)
 
 
-def _mirrored(found: MirrorResult) -> dict[str, str | int]:
+def _mirrored(found: MirrorResult) -> dict[str, Json]:
     message = f"Mirrored {found.files} files ({found.size} bytes) of {found.source}."
     if found.no_facts is not None:
         message += f" No facts: {found.no_facts}"
@@ -276,7 +283,7 @@ def _mirrored(found: MirrorResult) -> dict[str, str | int]:
     }
 
 
-def _pulled(found: PullResult, reference: OciReference) -> dict[str, str | int]:
+def _pulled(found: PullResult, reference: OciReference) -> dict[str, Json]:
     return {
         "reason": "Pulled",
         "message": f"{found.files} files ({found.size} bytes) are in {found.directory}, {found.kept} were "
@@ -289,11 +296,11 @@ def _pulled(found: PullResult, reference: OciReference) -> dict[str, str | int]:
     }
 
 
-def _failed(reason: str, message: str) -> dict[str, str | int]:
+def _failed(reason: str, message: str) -> dict[str, Json]:
     return {"reason": reason, "message": message[:_MESSAGE_CHARACTERS]}
 
 
-def _line(result: dict[str, str | int]) -> str:
+def _line(result: dict[str, Json]) -> str:
     text = json.dumps(result, ensure_ascii=False)
     if len(text.encode("utf-8", "replace")) > RESULT_BYTES:
         text = json.dumps({**result, "message": str(result["message"])[:200]}, ensure_ascii=True)

@@ -2,7 +2,7 @@
 """Where things lie in a node's cache.
 
     ROOT/.lock                     held by whoever reckons sizes, reserves or evicts; not while bytes come
-    ROOT/.sequence                 the last number that was given: a number, never a clock, tells who was used last
+    ROOT/.sequence                 the last number given: a number, never a clock, tells what was used last
     ROOT/TENANT/                   one for each namespace; never renamed or removed, its pods mount it
     ROOT/TENANT/sha256-<64 hex>/   an entry: the files of the artifact with this manifest digest, and
         .complete .complete-config the markers, as `pull` writes them
@@ -22,16 +22,17 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from sovereign_airgap.cache.locks import is_held
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.disk import HalfWritten, explained, regular_file, sync_folder
+from sovereign_airgap.disk import explained, regular_file, replace_file, sync_folder
 from sovereign_airgap.errors import CacheBusy, DiskFailed, InvalidReference
 from sovereign_airgap.marker import CONFIG_MARKER, MARKER, Written, marker_name, read_marker
+from sovereign_airgap.names import RESERVED_PREFIX
 from sovereign_airgap.pace import Pace
 
 LOCK = ".lock"
@@ -213,6 +214,18 @@ def inodes(folder: Path) -> dict[Inode, Blocks]:
     return found
 
 
+def strangers(folder: Path, paths: Collection[str]) -> list[str]:
+    """Paths of what lies in an entry beside the files of `paths` and ours: an engine may load any of it."""
+    found = []
+    for inside, folders, names in os.walk(folder):
+        links = [name for name in folders if Path(inside, name).is_symlink()]
+        for name in (*names, *links):
+            path = Path(inside, name).relative_to(folder).as_posix()
+            if path not in paths and path not in ENTRY_NAMES and not name.startswith(RESERVED_PREFIX):
+                found.append(path)
+    return sorted(found)
+
+
 def read_number(path: Path) -> int:
     """The decimal number in a small file; 0 where there is none."""
     if regular_file(path) is None:
@@ -226,13 +239,7 @@ def read_number(path: Path) -> int:
 
 
 def write_number(path: Path, number: int) -> None:
-    """Replaces the file at once, as a whole."""
-    half = HalfWritten(path, direct=False)
-    try:
-        half.write(b"%d\n" % number)
-        half.publish()
-    finally:
-        half.close()
+    replace_file(path, b"%d\n" % number)
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -32,6 +32,8 @@ CHART_IMAGES = ("operator", "airgap", "registry", "coredns")
 IMAGES = (*CHART_IMAGES, "serving-cpu", "demo-hub")
 SEALED = {"sovereign.dev/sealed": "true"}
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
+# Fetch pods have a hostPath volume; the chart's admission policies hold this namespace instead.
+LETS_FETCH = RESTRICTED | {"pod-security.kubernetes.io/enforce": "privileged"}
 
 Report = Callable[[str], None]
 
@@ -109,19 +111,25 @@ def remove(kind: str, report: Report, name: str = "sovereign") -> None:
     report("deleting the demo's namespaces")
     kubectl("delete", "namespace", MODELS, "--ignore-not-found", "--timeout=300s", timeout=320)
     kubectl("delete", "namespace", HUB, SYSTEM, "--ignore-not-found", "--timeout=300s", timeout=320)
+    report("the nodes keep what they have in /var/lib/sovereign/cache, a few MB")
 
 
 def namespaces(kubectl: Kubectl, *names: str, sealed: Sequence[str] = (MODELS,)) -> None:
     """Create namespaces labelled for restricted pod security, as they would be in production.
 
-    Those in `sealed` carry the label that puts them under the chart's admission policies, too.
+    Those in `sealed` carry the label that puts them under the chart's admission policies, too. The platform's
+    own only warns, as docs/nodecache.md asks for.
     """
     kubectl.apply(
         *(
             {
                 "apiVersion": "v1",
                 "kind": "Namespace",
-                "metadata": {"name": name, "labels": RESTRICTED | (SEALED if name in sealed else {})},
+                "metadata": {
+                    "name": name,
+                    "labels": (LETS_FETCH if name == SYSTEM else RESTRICTED)
+                    | (SEALED if name in sealed else {}),
+                },
             }
             for name in names
         )
@@ -204,7 +212,8 @@ def _hub_manifests(image: str) -> list[Manifest]:
 def install_charts(target: Target, images: dict[str, str], values: Manifest | None = None) -> None:
     """helm upgrade --install of both charts, from this repository, with `values` on top of the demo's."""
     _helm(target, "sovereign-crds", {})
-    _helm(target, "sovereign-operator", {**demo_values(images), **site_values(target), **(values or {})})
+    site = {**site_values(target), **cache_values(target)}
+    _helm(target, "sovereign-operator", {**demo_values(images), **site, **(values or {})})
     ours = ("-l", "app.kubernetes.io/part-of=sovereign")
     for name in target.kubectl("-n", SYSTEM, "get", "deployments", *ours, "-o", "name").split():
         target.kubectl("-n", SYSTEM, "rollout", "status", name, "--timeout=180s", timeout=200)
@@ -236,6 +245,14 @@ def site_values(target: Target) -> Manifest:
         "networkPolicies": {"apiServer": {"ports": [443, 6443, target.cluster.api_port]}},
         "probe": {"targets": outside.PROBE_TARGETS},
     }
+
+
+def cache_values(target: Target) -> Manifest:
+    """A small node cache. On the embedded node it lies in the cluster's own folder, and goes with it."""
+    cache: Manifest = {"enabled": True, "budget": "2Gi", "reserve": "256Mi"}
+    if target.cluster is not None:
+        cache["path"] = str(target.cluster.state_dir / "node" / "cache")
+    return {"nodeCache": cache}
 
 
 def _helm(target: Target, chart: str, values: Manifest) -> None:

@@ -5,6 +5,7 @@ release's namespace get the node's folder."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -46,10 +47,12 @@ def gate(control_plane: Cluster) -> Iterator[Gate]:
             gate.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SYSTEM}})
         with in_force(gate, policies):
             for name, bad in ((PODS, a_pod(hostNetwork=True)), (JOBS, a_job(FETCH, PATH))):
-                eventually(
-                    lambda name=name, bad=bad: tried(gate, bad).refused_by(name), f"{name} refuses", 60
-                )
+                eventually(partial(is_refused, gate, name, bad), f"{name} refuses", 60)
             yield gate
+
+
+def is_refused(gate: Gate, policy: str, manifest: Manifest) -> bool:
+    return tried(gate, manifest).refused_by(policy)
 
 
 def the_claim(gate: Gate, **changes: object) -> Manifest:

@@ -29,7 +29,9 @@ from sovereign_airgap.commands.bundle_split import bundle_split_command
 from sovereign_airgap.commands.bundle_verify import bundle_verify_command
 from sovereign_airgap.commands.cache import cache_group
 from sovereign_airgap.commands.cache_fetch import cache_fetch_command
+from sovereign_airgap.commands.cache_hold import cache_hold_command
 from sovereign_airgap.commands.cache_list import cache_list_command
+from sovereign_airgap.commands.cache_scrub import cache_scrub_command
 from sovereign_airgap.commands.install import install_command
 from sovereign_airgap.commands.keygen import keygen_command
 from sovereign_airgap.commands.probe import probe_group
@@ -196,7 +198,9 @@ bundle_group.add_command(bundle_split_command)
 bundle_group.add_command(bundle_verify_command)
 cli.add_command(cache_group)
 cache_group.add_command(cache_fetch_command)
+cache_group.add_command(cache_hold_command)
 cache_group.add_command(cache_list_command)
+cache_group.add_command(cache_scrub_command)
 cli.add_command(probe_group)
 cli.add_command(registry_group)
 registry_group.add_command(registry_verify_command)

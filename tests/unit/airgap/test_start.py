@@ -9,7 +9,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("verb", ["bundle.verify", "bundle.split"])
+@pytest.mark.parametrize("verb", ["bundle.verify", "bundle.split", "cache.hold", "cache.scrub"])
 def test_verbs_on_a_disk_start_without_the_libraries_of_network_and_terminal(verb: str) -> None:
     script = f"import sys, sovereign_airgap.cli, sovereign_airgap.{verb}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wrong with an entry of the cache: files against the marker, and bytes against their digest.
+
+Comparing costs nothing and finds what somebody wrote; only hashing finds what the disk lost by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sovereign_airgap.cache.layout import strangers
+from sovereign_airgap.digest import Digest
+from sovereign_airgap.disk import explained
+from sovereign_airgap.errors import DiskFailed, SizeMismatch, SovereignError
+from sovereign_airgap.manifest import WEIGHT_TYPE
+from sovereign_airgap.marker import Written, parse_marker
+from sovereign_airgap.selection import media_type_of
+
+# What the markers say of each file. Two markers may disagree about the time after one of them was renewed.
+Vouched = Mapping[str, tuple[Written, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """One file of an entry that is not what was promised; `path` is below the entry's folder."""
+
+    path: str
+    expected: str
+    found: str
+    # The medium does not give the bytes back: another copy on the same disk may fare no better.
+    unreadable: bool = False
+
+    def __str__(self) -> str:
+        return f"expected {self.expected} at {ascii(self.path)[1:-1]}, found {self.found}"
+
+
+def described(damages: Sequence[Damage]) -> str:
+    """The first of them, and how many more there are."""
+    more = len(damages) - 1
+    return f"{damages[0]}" + (f", and {more} more files are damaged" if more else "")
+
+
+def read_vouched(folder: Path, digest: Digest, name: str) -> dict[str, Written] | Damage | None:
+    """The files of the entry's marker `name`; None where there is no marker. Raises DiskFailed."""
+    marker = folder / name
+    try:
+        descriptor = os.open(marker, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            return Damage(name, "a marker", "a link or a device")
+        with explained(marker):
+            raise
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return Damage(name, "a marker", "something that is no file")
+        with explained(marker):
+            content = file.read()
+    manifest, files = parse_marker(content)
+    if manifest != str(digest):
+        return Damage(name, f"a marker of {digest}", f"one of {manifest[:100]!a}" if manifest else "none")
+    return files
+
+
+def vouched_by(*markers: Mapping[str, Written] | Damage | None) -> Vouched:
+    """What all readable markers say together."""
+    found: dict[str, tuple[Written, ...]] = {}
+    for marker in markers:
+        if marker is not None and not isinstance(marker, Damage):
+            for path, written in marker.items():
+                if written not in found.get(path, ()):
+                    found[path] = (*found.get(path, ()), written)
+    return found
+
+
+def without_weights(files: Vouched) -> Vouched:
+    return {path: written for path, written in files.items() if not _is_weight(path)}
+
+
+def compare(folder: Path, files: Vouched, weights_too: bool) -> list[Damage]:
+    """What differs from the markers without any byte being read, by path.
+
+    Nothing else may lie there, because engines load what they find; but where the markers do not vouch for
+    the `weights_too`, some may be on their way.
+    """
+    there = dict(below(folder))
+    differences = (_difference(path, promised, there.get(path)) for path, promised in files.items())
+    damages = [damage for damage in differences if damage is not None]
+    damages += [
+        Damage(path, "nothing", _kind(there[path]))
+        for path in strangers(folder, files.keys())
+        if path in there and (weights_too or not _is_weight(path))
+    ]
+    return sorted(damages, key=lambda damage: damage.path)
+
+
+def _is_weight(path: str) -> bool:
+    return media_type_of(path) == WEIGHT_TYPE
+
+
+class Rehash:
+    """Hashes files again, past the page cache where that goes; those with several names are read once."""
+
+    def __init__(self, parallel: int | None, moved: Callable[[int], None]) -> None:
+        self._parallel, self._moved = parallel, moved
+        self._known: dict[tuple[int, int, int], Digest | SovereignError] = {}
+
+    def damages(self, folder: Path, files: Vouched) -> list[Damage]:
+        """What hashes to another digest, by path; raises DiskFailed where we are not let to the bytes."""
+        # Late: a pod that only compares starts sooner, and stays smaller.
+        from sovereign_airgap.bundle.hashing import hash_all
+        from sovereign_airgap.bundle.layout import FileRange
+
+        inodes: dict[str, tuple[int, int, int]] = {}
+        places: dict[tuple[int, int, int], tuple[FileRange, ...]] = {}
+        for path in files:
+            place = folder / path
+            with explained(place):
+                status = place.lstat()
+            # The time of change too: a file that was replaced meanwhile is another one.
+            inode = (status.st_dev, status.st_ino, status.st_ctime_ns)
+            inodes[path] = inode
+            if inode in self._known or inode in places:
+                self._moved(status.st_size)
+            else:
+                places[inode] = (FileRange(place, 0, status.st_size),)
+        sizes = {inode: ranges[0].end for inode, ranges in places.items()}
+        hash_all(sizes, places.__getitem__, self._parallel, self._known.__setitem__, self._moved)
+        judged = (
+            _verdict(folder, path, {written.digest for written in promised}, self._known[inodes[path]])
+            for path, promised in sorted(files.items())
+        )
+        return [damage for damage in judged if damage is not None]
+
+
+def _verdict(folder: Path, path: str, promised: set[str], result: Digest | SovereignError) -> Damage | None:
+    expected = f"bytes of {' or '.join(sorted(promised))[:200]}"
+    if isinstance(result, Digest):
+        return None if {str(result)} == promised else Damage(path, expected, f"bytes of {result}")
+    cause = result.__cause__
+    if isinstance(cause, OSError) and cause.errno == errno.EIO:
+        return Damage(path, expected, "a disk that does not give them back", unreadable=True)
+    if isinstance(result, SizeMismatch):
+        return Damage(path, expected, "fewer")
+    what = cause.strerror if isinstance(cause, OSError) else str(result)
+    raise DiskFailed(
+        f"{folder / path} cannot be read: {what}; check the cache's disk and rights."
+    ) from result
+
+
+def _difference(path: str, promised: tuple[Written, ...], status: os.stat_result | None) -> Damage | None:
+    last = promised[-1]
+    if status is None or not stat.S_ISREG(status.st_mode):
+        return Damage(path, f"a file of {last.size} bytes", "none" if status is None else _kind(status))
+    if all(status.st_size != written.size for written in promised):
+        return Damage(path, f"{last.size} bytes", str(status.st_size))
+    if all((status.st_size, status.st_mtime_ns) != (each.size, each.mtime_ns) for each in promised):
+        return Damage(path, f"a file written at {_seconds(last.mtime_ns)}", _seconds(status.st_mtime_ns))
+    return None
+
+
+def below(folder: Path, prefix: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """Everything below an entry that is no folder, links as themselves, without what goes away meanwhile."""
+    items: list[os.DirEntry[str]] = []
+    with explained(folder), _gone_is_nothing(), os.scandir(folder) as found:
+        items = list(found)
+    for item in items:
+        status = None
+        with explained(folder / item.name), _gone_is_nothing():
+            status = item.stat(follow_symlinks=False)
+        if status is None:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            yield from below(folder / item.name, f"{prefix}{item.name}/")
+        else:
+            yield f"{prefix}{item.name}", status
+
+
+def _gone_is_nothing() -> contextlib.suppress:
+    return contextlib.suppress(FileNotFoundError, NotADirectoryError)
+
+
+def _kind(status: os.stat_result) -> str:
+    if stat.S_ISREG(status.st_mode):
+        return f"a file of {status.st_size} bytes"
+    return "a link" if stat.S_ISLNK(status.st_mode) else "something that is no file"
+
+
+def _seconds(nanoseconds: int) -> str:
+    whole, rest = divmod(nanoseconds, 1_000_000_000)
+    return f"{whole}.{rest:09d}"

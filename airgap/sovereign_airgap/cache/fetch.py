@@ -32,7 +32,7 @@ from sovereign_airgap.cache.locks import alone
 from sovereign_airgap.cache.room import Limits
 from sovereign_airgap.cache.siblings import Siblings, is_as_written
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.disk import explained, place_of, replace_file, sync_folder
+from sovereign_airgap.disk import explained, place_of, replace_file, sweep, sync_folder
 from sovereign_airgap.errors import CacheBusy, CacheFull, DiskFailed, DiskFull, InvalidReference
 from sovereign_airgap.manifest import ModelManifest
 from sovereign_airgap.marker import encode_marker, marker_name
@@ -119,6 +119,7 @@ def _writing(cache: Cache, entry: Entry, seconds: float, pace: Pace, progress: P
                 )
             progress.enter("waiting for another fetch")
             pace.sleep(_POLL_SECONDS)
+        sweep(entry.folder)
         try:
             yield
         finally:
@@ -137,8 +138,13 @@ def _make(cache: Cache, entry: Entry) -> None:
 
 def _as_it_is(entry: Entry, options: PullOptions, progress: Progress) -> FetchResult | None:
     """Where the marker vouches for all that lies there, the registry is not even asked."""
-    files = None if options.verify_always else entry.vouched(options.config_only)
-    if files is None or not all(is_as_written(entry.folder / path, each) for path, each in files.items()):
+    whole, config = entry.vouched(config_only=False), entry.vouched(config_only=True)
+    files = config if options.config_only else whole
+    if options.verify_always or files is None or config is None:
+        return None
+    if whole is not None and not config.items() <= whole.items():
+        return None  # a run was killed between the two markers
+    if not all(is_as_written(entry.folder / path, each) for path, each in files.items()):
         return None
     if not options.config_only and strangers(entry.folder, files):
         return None
@@ -163,7 +169,8 @@ def _fetched(
         removed = _remove_strangers(entry, source.manifest)
         found = fill(entry.folder, source, options.pull, progress, siblings)
         _renew_other_marker(entry, options.pull.config_only, source.manifest)
-    siblings.require_still_vouched()
+    if not options.pull.verify_always:  # then every byte was hashed here
+        siblings.require_still_vouched()
     return FetchResult(
         digest=entry.digest,
         folder=entry.folder,

@@ -38,12 +38,13 @@ class Siblings(Neighbours):
         self.evicted: list[Entry] = []
         self._cache, self._entry, self._pace = cache, entry, pace
         self._limits, self._keep = limits, keep
-        self._lent: list[_Offer] = []
+        self._lent: dict[Path, _Offer] = {}
 
     def distrust(self, place: Path) -> None:
         """Withdraws every entry that has this very file: no new pod starts on it, its next fetch hashes."""
         with explained(place):
             found = place.lstat()
+        self._lent.pop(place, None)
         self._entry.withdraw()
         if stat.S_ISDIR(found.st_mode):
             with explained(place):
@@ -59,7 +60,7 @@ class Siblings(Neighbours):
             sibling, path, written = offer
             theirs = sibling.folder / path
             if written.size == layer.size and is_as_written(theirs, written) and _linked(theirs, place):
-                self._lent.append(offer)
+                self._lent[place] = offer
                 return written
         return None
 
@@ -80,7 +81,7 @@ class Siblings(Neighbours):
         To be asked after our own marker is there: then either we see that the sibling was withdrawn, or
         whoever withdraws it sees our marker.
         """
-        for sibling, path, written in self._lent:
+        for sibling, path, written in self._lent.values():
             if sibling.folder.is_dir() and all(
                 (sibling.vouched(config_only) or {}).get(path) != written for config_only in (False, True)
             ):

@@ -23,6 +23,7 @@ from sovereign_airgap.progress import Progress
 from sovereign_airgap.pull import PullOptions
 from sovereign_airgap.reference import HubReference, OciReference
 from tests.unit.airgap.bundles import a_bundle
+from tests.unit.airgap.cache_node import Node
 from tests.unit.airgap.creations import Connected, two_models
 from tests.unit.airgap.loading import WIDTH, Load
 from tests.unit.airgap.models import REPO, a_repository
@@ -117,6 +118,12 @@ def options(hub: HubServer) -> MirrorOptions:
 @pytest.fixture
 def pull_options() -> PullOptions:
     return PullOptions(access=Access(plain_http=True), patience=QUICK)
+
+
+@pytest.fixture
+def node(registry: RegistryDouble, pull_options: PullOptions, tmp_path: Path) -> Node:
+    (tmp_path / "cache").mkdir()
+    return Node(registry, pull_options, tmp_path / "cache")
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ _FORBIDDEN = frozenset('\\<>:"|?*')
 _INVISIBLE = frozenset(["Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"])
 # Our own temporary files and markers start with this; a repository must not be able to place one.
 RESERVED_PREFIX = ".sovereign-"
-_RESERVED = frozenset([".complete", ".complete-config", ".in-use", ".used", ".reserved"])
+_RESERVED = frozenset([".complete", ".complete-config", ".manifest", ".in-use", ".used", ".reserved"])
 
 
 def defect_of(path: str) -> str | None:

@@ -89,12 +89,13 @@ class Neighbours:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An artifact in a registry: its manifest, and what its files are read through."""
+    """An artifact in a registry: its manifest, as it is and parsed, and what its files are read through."""
 
     registry: Registry
     pace: Pace
     manifest: ModelManifest
     digest: Digest
+    content: bytes
 
 
 def pull(reference: OciReference, directory: Path, options: PullOptions, progress: Progress) -> PullResult:
@@ -116,8 +117,8 @@ def opened(reference: OciReference, access: Access, pace: Pace, progress: Progre
         )
     with access.registry(reference, pace, push=False) as registry:
         progress.enter("reading the manifest")
-        manifest = ModelManifest.parse(registry.get_manifest(str(reference.digest)))
-        yield Source(registry, pace, manifest, reference.digest)
+        content = registry.get_manifest(str(reference.digest))
+        yield Source(registry, pace, ModelManifest.parse(content), reference.digest, content)
 
 
 def fill(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from sovereign_airgap.cache.eviction import free_bytes
 from sovereign_airgap.cache.layout import (
     IN_USE,
     LOCK_SECONDS,
+    MANIFEST,
     RESERVED,
     USED,
     Cache,
@@ -35,7 +36,7 @@ from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained, place_of, replace_file, sweep, sync_folder
 from sovereign_airgap.errors import CacheBusy, CacheFull, DiskFailed, DiskFull, InvalidReference
 from sovereign_airgap.manifest import ModelManifest
-from sovereign_airgap.marker import encode_marker, marker_name
+from sovereign_airgap.marker import Written, encode_marker, marker_name
 from sovereign_airgap.pace import Pace
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.pull import PullOptions, fill, opened
@@ -137,16 +138,14 @@ def _make(cache: Cache, entry: Entry) -> None:
 
 
 def _as_it_is(entry: Entry, options: PullOptions, progress: Progress) -> FetchResult | None:
-    """Where the marker vouches for all that lies there, the registry is not even asked."""
+    """Where the markers vouch for all that lies there, the registry is not even asked."""
     whole, config = entry.vouched(config_only=False), entry.vouched(config_only=True)
     files = config if options.config_only else whole
     if options.verify_always or files is None or config is None:
         return None
     if whole is not None and not config.items() <= whole.items():
-        return None  # a run was killed between the two markers
-    if not all(is_as_written(entry.folder / path, each) for path, each in files.items()):
-        return None
-    if not options.config_only and strangers(entry.folder, files):
+        return None  # a run was killed between the two
+    if not _are_right(entry, files, options.config_only):
         return None
     size = sum(each.size for each in files.values())
     progress.expect(len(files), size)
@@ -154,6 +153,20 @@ def _as_it_is(entry: Entry, options: PullOptions, progress: Progress) -> FetchRe
         progress.moved(each.size)
         progress.finished(path)
     return FetchResult(entry.digest, entry.folder, size, len(files))
+
+
+def _are_right(entry: Entry, files: Mapping[str, Written], config_only: bool) -> bool:
+    """Whether the marker says what the manifest does, and the files are as it says, and no others there."""
+    manifest = entry.manifest()
+    if manifest is None:
+        return False
+    layers = [layer for layer in manifest.layers if not (config_only and layer.is_weight)]
+    promised = {layer.path: (layer.size, str(layer.digest)) for layer in layers}
+    return (
+        promised == {path: (each.size, each.digest) for path, each in files.items()}
+        and all(is_as_written(entry.folder / path, each) for path, each in files.items())
+        and not strangers(entry.folder, {layer.path for layer in manifest.layers})
+    )
 
 
 def _fetched(
@@ -166,6 +179,7 @@ def _fetched(
 ) -> FetchResult:
     siblings = Siblings(cache, entry, options.limits, options.keep, pace)
     with opened(reference, options.pull.access, pace, progress) as source:
+        replace_file(entry.folder / MANIFEST, source.content)
         removed = _remove_strangers(entry, source.manifest)
         found = fill(entry.folder, source, options.pull, progress, siblings)
         _renew_other_marker(entry, options.pull.config_only, source.manifest)

@@ -5,6 +5,7 @@
     ROOT/.sequence                 the last number given: a number, never a clock, tells what was used last
     ROOT/TENANT/                   one for each namespace; never renamed or removed, its pods mount it
     ROOT/TENANT/sha256-<64 hex>/   an entry: the files of the artifact with this manifest digest, and
+        .manifest                  its bytes: with them a marker can be checked against the folder's name
         .complete .complete-config the markers, as `pull` writes them
         .used                      the number of the last fetch
         .in-use                    empty; the pods that use the entry hold its lock, shared
@@ -30,18 +31,20 @@ from pathlib import Path
 from sovereign_airgap.cache.locks import is_held
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained, regular_file, replace_file, sync_folder
-from sovereign_airgap.errors import CacheBusy, DiskFailed, InvalidReference
+from sovereign_airgap.errors import CacheBusy, DiskFailed, InvalidReference, SovereignError
+from sovereign_airgap.manifest import MAX_MANIFEST_BYTES, ModelManifest
 from sovereign_airgap.marker import CONFIG_MARKER, MARKER, Written, marker_name, read_marker
 from sovereign_airgap.names import RESERVED_PREFIX
 from sovereign_airgap.pace import Pace
 
 LOCK = ".lock"
 SEQUENCE = ".sequence"
+MANIFEST = ".manifest"
 USED = ".used"
 IN_USE = ".in-use"
 RESERVED = ".reserved"
 EVICTED_PREFIX = ".evicted-"
-ENTRY_NAMES = frozenset((MARKER, CONFIG_MARKER, USED, IN_USE, RESERVED))
+ENTRY_NAMES = frozenset((MANIFEST, MARKER, CONFIG_MARKER, USED, IN_USE, RESERVED))
 """What lies in an entry beside the artifact's files."""
 
 LOCK_SECONDS = 300.0
@@ -106,6 +109,18 @@ class Entry:
             return None
         manifest, files = read_marker(marker)
         return files if manifest == str(self.digest) else None
+
+    def manifest(self) -> ModelManifest | None:
+        """The artifact's manifest, whose digest is the entry's; None where it is not there or another."""
+        place = self.folder / MANIFEST
+        found = regular_file(place)
+        if found is None or found.st_size > MAX_MANIFEST_BYTES:
+            return None
+        try:
+            content = place.read_bytes()
+            return ModelManifest.parse(content) if Digest.of(content) == self.digest else None
+        except (OSError, SovereignError):
+            return None
 
     def withdraw(self) -> None:
         """Removes the markers, for good: no new pod starts on it, and the next fetch looks at every byte."""

@@ -22,7 +22,6 @@ from sovereign_airgap.disk import explained, partial_name, regular_file
 from sovereign_airgap.errors import CacheBusy
 from sovereign_airgap.manifest import Layer
 from sovereign_airgap.marker import Written
-from sovereign_airgap.names import defect_of
 from sovereign_airgap.pace import Pace
 from sovereign_airgap.pull import Neighbours
 
@@ -99,10 +98,12 @@ class Siblings(Neighbours):
         """Files by digest; looked for after what is damaged has been withdrawn."""
         found: dict[str, list[_Offer]] = {}
         for sibling in self._siblings():
+            manifest = sibling.manifest()
             files = {**(sibling.vouched(True) or {}), **(sibling.vouched(False) or {})}
-            for path, written in sorted(files.items()):
-                if defect_of(path) is None:
-                    found.setdefault(written.digest, []).append((sibling, path, written))
+            for layer in manifest.layers if manifest is not None else ():
+                written = files.get(layer.path)
+                if written is not None and written.digest == str(layer.digest):
+                    found.setdefault(written.digest, []).append((sibling, layer.path, written))
         return found
 
 

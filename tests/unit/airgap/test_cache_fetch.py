@@ -18,6 +18,7 @@ from sovereign_airgap.errors import (
     RegistryUnavailable,
     UnsafeFileName,
 )
+from sovereign_airgap.marker import encode_marker
 from sovereign_airgap.reference import OciReference
 from tests.unit.airgap.cache_entries import rot
 from tests.unit.airgap.cache_node import (
@@ -26,6 +27,7 @@ from tests.unit.airgap.cache_node import (
     digest_of,
     inode,
     size_of,
+    written,
 )
 from tests.unit.airgap.registry_double import status
 from tests.unit.airgap.shelf import FILES
@@ -222,6 +224,28 @@ def test_a_tag_or_a_strange_tenant_is_refused(node: Node) -> None:
     with pytest.raises(InvalidReference):
         node.fetch(tenant="../team-a")
     assert list(node.cache.root.iterdir()) == []
+
+
+def test_a_marker_that_was_rewritten_with_its_files_is_not_believed(node: Node) -> None:
+    node.fetch()
+    entry = node.entry()
+    (entry.folder / SHARD).write_bytes(b"evil")
+    forged = {path: written(entry.folder / path) for path in FILES}
+    (entry.folder / ".complete").write_bytes(encode_marker(str(entry.digest), forged))
+    assert node.fetch().repaired == (SHARD,)
+    node.require_whole(entry)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"another"])
+def test_a_manifest_that_is_not_the_entrys_is_brought_again(node: Node, content: bytes | None) -> None:
+    node.fetch()
+    place = node.entry().folder / ".manifest"
+    right = place.read_bytes()
+    place.unlink() if content is None else place.write_bytes(content)
+    assert node.entry().manifest() is None
+    assert node.fetch().fetched == 0
+    assert place.read_bytes() == right
+    assert node.entry().manifest() is not None
 
 
 def test_a_marker_file_is_json_that_the_next_release_reads(node: Node) -> None:

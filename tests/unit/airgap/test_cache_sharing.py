@@ -13,7 +13,7 @@ from sovereign_airgap.cache.siblings import Siblings
 from sovereign_airgap.errors import (
     CacheBusy,
 )
-from sovereign_airgap.marker import Written
+from sovereign_airgap.marker import Written, encode_marker
 from tests.unit.airgap.cache_entries import rot
 from tests.unit.airgap.cache_node import (
     OTHER_FILES,
@@ -115,3 +115,15 @@ def test_damage_to_a_shared_file_withdraws_all_who_have_it(node: Node, verify_al
     again = node.fetch(node.other)
     assert (again.repaired, again.fetched, again.linked) == ((SHARD,), 0, len(FILES[SHARD]))
     node.require_whole(node.entry(node.other), OTHER_FILES)
+
+
+def test_a_sibling_whose_marker_was_rewritten_lends_nothing(node: Node) -> None:
+    node.fetch()
+    entry = node.entry()
+    marked = entry.vouched(config_only=False)
+    assert marked is not None
+    forged = {**marked, "LICENSE": marked[SHARD]}
+    del forged[SHARD]
+    (entry.folder / SHARD).rename(entry.folder / "LICENSE")
+    (entry.folder / ".complete").write_bytes(encode_marker(str(entry.digest), forged))
+    assert node.fetch(node.other).linked == len(b"text")

@@ -43,6 +43,8 @@ from sovereign_operator.api_spec import (
 from sovereign_operator.api_status import (
     ArtifactStatus,
     Condition,
+    DeliveryNode,
+    DeliveryStatus,
     EgressStatus,
     MirrorStatus,
     PlacementStatus,
@@ -73,10 +75,15 @@ LABEL_OWNER_NAMESPACE: Final = f"{GROUP}/owner-namespace"
 LABEL_SEALED: Final = f"{GROUP}/sealed"
 # On mirror pods: a hash, because namespace and name together do not fit a label value.
 LABEL_MIRROR_FOR: Final = f"{GROUP}/mirror-for"
+# On fetch Jobs and their pods: the first half of the artifact's digest and a hash of the node's name, because
+# neither fits a label value. The annotations of the same names have the whole.
+LABEL_ARTIFACT: Final = f"{GROUP}/artifact"
+LABEL_NODE: Final = f"{GROUP}/node"
 
 COMPONENT_HEAD: Final = "head"
 COMPONENT_WORKER: Final = "worker"
 COMPONENT_MIRROR: Final = "mirror"
+COMPONENT_FETCH: Final = "fetch"
 # The probe's two sealed pods, and the one in the operator's namespace that no policy holds.
 COMPONENT_PROBER: Final = "prober"
 COMPONENT_PEER: Final = "peer"
@@ -85,7 +92,8 @@ SEALED_COMPONENTS: Final = (COMPONENT_HEAD, COMPONENT_PEER, COMPONENT_PROBER, CO
 
 # The hash of what we rendered: an apply is needed when it differs from the live object's.
 ANNOTATION_RENDERED: Final = f"{GROUP}/rendered"
-# Written by a user with any new value: retry a failed mirror at once instead of after the backoff.
+# Written by a user with any new value: retry a failed mirror or fetch at once instead of after the backoff.
+# On their Jobs: what was asked for before they were created.
 ANNOTATION_RETRY: Final = f"{GROUP}/retry"
 # Written by a user with any new value: the pods that a proven leak stopped may run again, once it is closed.
 ANNOTATION_RELEASE: Final = f"{GROUP}/release-isolation"
@@ -97,6 +105,7 @@ ANNOTATION_MODEL: Final = f"{GROUP}/model"
 # the head's pod template too: KubeRay mutes replicas and tolerations in its own hash, and would never roll
 # those out.
 ANNOTATION_CLUSTER: Final = f"{GROUP}/cluster"
+# On pods that have their weights from a node's cache, too, and on fetch Jobs.
 ANNOTATION_ARTIFACT: Final = f"{GROUP}/artifact"
 ANNOTATION_PLACEMENT: Final = f"{GROUP}/placement"
 # Hashes of what the policies allowed when the pods were started, and of the last time that they allowed less.
@@ -104,7 +113,10 @@ ANNOTATION_ALLOWED: Final = f"{GROUP}/allowed"
 ANNOTATION_TIGHTENED: Final = f"{GROUP}/tightened"
 # On the two Jobs of a probe and on their pods: which run they belong to.
 ANNOTATION_PROBE_RUN: Final = f"{GROUP}/probe-run"
-# On a mirror Job: which try it is. Not part of what its name is a hash of.
+# On a fetch Job: the node that it writes to, and whether it fetches the small files only.
+ANNOTATION_NODE: Final = f"{GROUP}/node"
+ANNOTATION_CONFIG_ONLY: Final = f"{GROUP}/config-only"
+# On a mirror or fetch Job: which try it is. Not part of what its name is a hash of.
 ANNOTATION_ATTEMPT: Final = f"{GROUP}/attempt"
 
 MAX_NAME_LENGTH: Final = 40
@@ -172,7 +184,9 @@ __all__ = [
     "ANNOTATION_ARTIFACT",
     "ANNOTATION_ATTEMPT",
     "ANNOTATION_CLUSTER",
+    "ANNOTATION_CONFIG_ONLY",
     "ANNOTATION_MODEL",
+    "ANNOTATION_NODE",
     "ANNOTATION_PLACEMENT",
     "ANNOTATION_PROBE_RUN",
     "ANNOTATION_RELEASE",
@@ -182,6 +196,7 @@ __all__ = [
     "API_VERSION",
     "CATEGORY",
     "COMPONENT_CONTROL",
+    "COMPONENT_FETCH",
     "COMPONENT_HEAD",
     "COMPONENT_MIRROR",
     "COMPONENT_PEER",
@@ -191,9 +206,11 @@ __all__ = [
     "FINALIZER",
     "GROUP",
     "KIND",
+    "LABEL_ARTIFACT",
     "LABEL_COMPONENT",
     "LABEL_MIRROR_FOR",
     "LABEL_MODEL",
+    "LABEL_NODE",
     "LABEL_OWNER",
     "LABEL_OWNER_NAMESPACE",
     "LABEL_SEALED",
@@ -213,6 +230,8 @@ __all__ = [
     "ArtifactStatus",
     "Condition",
     "Delivery",
+    "DeliveryNode",
+    "DeliveryStatus",
     "Device",
     "EgressStatus",
     "HuggingFaceSource",

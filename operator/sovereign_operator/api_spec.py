@@ -201,8 +201,17 @@ class Delivery(ApiModel):
     mode: Literal["ephemeral", "nodeCache"] = Field(
         default="ephemeral",
         description=(
-            "ephemeral: each pod pulls and checks them before it starts. nodeCache: once per node, shared "
-            "by pods (not available in this version). Default: ephemeral. Example: ephemeral"
+            "ephemeral: each pod pulls and checks them before it starts. nodeCache: once per node into a "
+            "cache that its pods share read-only; they have no way to the registry then. Needs nodeCache in "
+            "the operator's configuration. Default: ephemeral. Example: nodeCache"
+        ),
+    )
+    verify: Literal["changed", "always"] = Field(
+        default="changed",
+        description=(
+            "With nodeCache, what a pod checks before it starts. changed: sizes and times of all files "
+            "against what was written when they were verified. always: every byte again, minutes for a large "
+            "model. Default: changed. Example: always"
         ),
     )
 

@@ -21,8 +21,8 @@ class Condition(ApiModel):
 
     type: Annotated[str, StringConstraints(max_length=316)] = Field(
         description=(
-            "What the statement is about: Ready, Reconciling, Stalled, Verified, Mirrored, Placed, Serving "
-            "or EgressSealed."
+            "What the statement is about: Ready, Reconciling, Stalled, Verified, Mirrored, Placed, "
+            "Distributed, Serving or EgressSealed."
         )
     )
     status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
@@ -141,6 +141,44 @@ class EgressStatus(ApiModel):
     )
 
 
+class DeliveryNode(ApiModel):
+    """One node that is to have the weights, or the head's few files of them."""
+
+    name: Annotated[str, StringConstraints(max_length=253)] = Field(description="Name of the node.")
+    state: Literal["Ready", "Fetching", "Pending", "Failed", "Lost"] = Field(
+        description="Ready: complete and verified. Lost: the node is gone or not ready."
+    )
+    reason: Annotated[str, StringConstraints(max_length=64)] = Field(
+        default="", description="The same in one word of the data plane or of Distributed. Example: CacheFull"
+    )
+    message: Annotated[str, StringConstraints(max_length=256)] = Field(
+        default="", description="The same in a sentence, cut to 256 characters."
+    )
+    bytes_done: int = Field(default=0, ge=0, description="Bytes on the node so far. Unit: bytes.")
+    bytes_total: int = Field(default=0, ge=0, description="Bytes wanted there, 0 while unknown. Unit: bytes.")
+    attempt: int = Field(default=0, ge=0, description="Which try this is.")
+    next_attempt: Annotated[str, StringConstraints(max_length=64)] | None = Field(
+        default=None,
+        description="When a failed fetch is tried again, RFC 3339. Example: '2026-01-31T12:00:00Z'",
+    )
+
+
+class DeliveryStatus(ApiModel):
+    """How far the weights have come to the nodes. Progress is written at most every 10 s."""
+
+    mode: Literal["ephemeral", "nodeCache"] = Field(description="How they are delivered.")
+    nodes_ready: int = Field(default=0, ge=0, description="Nodes that have them.")
+    nodes_wanted: int = Field(default=0, ge=0, description="Nodes that need them.")
+    bytes_done: int = Field(default=0, ge=0, description="Bytes on these nodes so far. Unit: bytes.")
+    bytes_total: int = Field(default=0, ge=0, description="Bytes wanted on these nodes. Unit: bytes.")
+    rate: int = Field(default=0, ge=0, description="How fast they come now. Unit: bytes per second.")
+    nodes: list[DeliveryNode] = Field(
+        default_factory=list,
+        max_length=64,
+        description="Each of these nodes (at most 64, those that are not ready first).",
+    )
+
+
 class SovereignModelStatus(ApiModel):
     """What is."""
 
@@ -165,6 +203,9 @@ class SovereignModelStatus(ApiModel):
     )
     mirror: MirrorStatus | None = Field(default=None, description="Progress of a running mirror.")
     placement: PlacementStatus | None = Field(default=None, description="What the planner chose, and why.")
+    delivery: DeliveryStatus | None = Field(
+        default=None, description="Which nodes have the weights, where delivery.mode is nodeCache."
+    )
     egress: EgressStatus | None = Field(default=None, description="What is known about ways out.")
     endpoint: Text = Field(
         default="",

@@ -7,7 +7,7 @@ one is the reason. A later check may rely on the earlier ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,6 +101,11 @@ def nodes_are_missing(it: Situation) -> Violation | None:
     return _unless_true(it.plan.placed)
 
 
+def weights_are_missing(it: Situation) -> Violation | None:
+    """On nodes, where they are kept there: pods that deliver for themselves say so themselves."""
+    return _unless_true(it.plan.distributed) if it.plan.distributed else None
+
+
 def policy_is_missing(it: Situation) -> Violation | None:
     return _of(it.plan.sealed) if it.plan.sealed.reason == reasons.POLICY_MISSING else None
 
@@ -126,6 +131,7 @@ READY: tuple[Check, ...] = (
     artifact_is_missing,
     artifact_is_unverified,
     nodes_are_missing,
+    weights_are_missing,
     policy_is_missing,
     seal_is_unproven,
     replicas_are_missing,
@@ -147,14 +153,19 @@ def conditions(situation: Situation, before: tuple[Condition, ...], now: str) ->
         reasons.EGRESS_SEALED: rdma.told(plan.sealed, situation.model),
         reasons.SERVING: plan.serving,
     }
+    if plan.distributed is not None:
+        stages[reasons.DISTRIBUTED] = plan.distributed
     generation = situation.model.metadata.generation
-    return merged(overall(violation, plan.sealed.is_true), stages, before, generation, now)
+    optional = (("distributed", plan.distributed), ("sealed", plan.sealed))
+    passed = [word for word, stage in optional if stage is not None and stage.is_true]
+    return merged(overall(violation, passed), stages, before, generation, now)
 
 
-def overall(violation: Violation | None, sealed: bool = False) -> dict[str, Stage]:
-    """Ready and its companions: Reconciling and Stalled are never both there, and neither beside Ready."""
+def overall(violation: Violation | None, passed: Sequence[str] = ()) -> dict[str, Stage]:
+    """Ready and its companions: Reconciling and Stalled are never both there, and neither beside Ready.
+    `passed`: stages that not every model has."""
     if violation is None:
-        words = f"Mirrored, verified, placed{', sealed' if sealed else ''} and serving."
+        words = f"{', '.join(('Mirrored', 'verified', 'placed', *passed))} and serving."
         return {reasons.READY: Stage("True", reasons.ALL_CHECKS_PASSED, words)}
     said = {reasons.READY: Stage("False", violation.reason, violation.message)}
     if not violation.ends:
@@ -163,14 +174,15 @@ def overall(violation: Violation | None, sealed: bool = False) -> dict[str, Stag
     return said
 
 
-def unobserved() -> tuple[dict[str, Stage], dict[str, Stage]]:
-    """What is said before anything was looked at: nothing is green."""
+def unobserved(distributed: bool) -> tuple[dict[str, Stage], dict[str, Stage]]:
+    """What is said before anything was looked at: nothing is green. `distributed`: nodes keep weights."""
     unknown = Stage("Unknown", reasons.NOT_OBSERVED, "The operator has not looked at this yet.")
     said = {
         reasons.READY: unknown,
         reasons.RECONCILING: Stage("True", reasons.NOT_OBSERVED, "The operator starts to look at this."),
     }
-    return said, dict.fromkeys(reasons.STAGES, unknown)
+    stages = (stage for stage in reasons.STAGES if distributed or stage != reasons.DISTRIBUTED)
+    return said, dict.fromkeys(stages, unknown)
 
 
 def merged(

@@ -176,6 +176,32 @@ class ProbeConfig(ConfigModel):
         return self
 
 
+class NodeCacheConfig(ConfigModel):
+    """A folder on every node that keeps weights for the pods of that node."""
+
+    claim: str = Field(
+        default="sovereign-cache",
+        description="PersistentVolumeClaim in each model namespace that shows the namespace's own part.",
+    )
+    path: str = Field(default="/var/lib/sovereign/cache", description="The folder, on the node.")
+    budget_bytes: int = Field(
+        default=0, ge=0, description="How much of a node's disk it may take; 0: what its file system has."
+    )
+    reserve_bytes: int = Field(default=10 * 1024**3, ge=0, description="How much of it stays free.")
+    scrub_interval_seconds: int = Field(
+        default=604800, ge=0, description="How often what is in use is hashed again; 0: never."
+    )
+
+    @field_validator("path")
+    @classmethod
+    def _is_a_folder_of_its_own(cls, path: str) -> str:
+        """Raises ValueError where fetch Jobs would be given the node itself."""
+        parts = path.split("/")
+        if not path.startswith("/") or len(parts) < 3 or {"", ".", ".."} & set(parts[1:]):
+            raise ValueError(f"Expected an absolute path such as /var/lib/sovereign/cache, found {path}.")
+        return path
+
+
 class OperatorConfig(ConfigModel):
     """The whole file."""
 
@@ -191,6 +217,9 @@ class OperatorConfig(ConfigModel):
         "carry their label.",
     )
     probe: ProbeConfig = Field(default_factory=ProbeConfig)
+    node_cache: NodeCacheConfig | None = Field(
+        default=None, description="Unset: no model may ask for delivery.mode nodeCache."
+    )
     product_label: str = "nvidia.com/gpu.product"
     kuberay: KubeRayConfig = Field(default_factory=KubeRayConfig)
     dns: DnsConfig = Field(default_factory=DnsConfig)

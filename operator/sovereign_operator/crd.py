@@ -47,6 +47,11 @@ LIST_MAP_KEYS: Final[Mapping[str, str]] = {"spec.serving.adapters": "name", "sta
 INT64_FIELDS: Final = {
     "spec.serving.maxModelLen",
     "status.artifact.bytes",
+    "status.delivery.bytesDone",
+    "status.delivery.bytesTotal",
+    "status.delivery.nodes[].bytesDone",
+    "status.delivery.nodes[].bytesTotal",
+    "status.delivery.rate",
     "status.mirror.bytesDone",
     "status.mirror.bytesTotal",
     "status.observedGeneration",
@@ -74,6 +79,12 @@ PRINTER_COLUMNS: Final = (
     _column("Mirrored", _condition("Mirrored", "status"), "Whether the weights are in the registry."),
     _column("Sealed", _condition("EgressSealed", "status"), "Whether it is proven that nothing gets out."),
     _column("Replicas", ".status.readyReplicas", "Copies that answer.", kind="integer"),
+    _column(
+        "Distributed",
+        _condition("Distributed", "status"),
+        "Whether its nodes have the weights (delivery.mode nodeCache).",
+        priority=1,
+    ),
     _column("URL", ".status.endpoint", "OpenAI-compatible address inside the cluster.", priority=1),
     _column("Age", ".metadata.creationTimestamp", "Time since creation.", kind="date"),
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sovereign_operator import reasons
 from sovereign_operator.api import COMPONENT_PEER, FINALIZER
+from sovereign_operator.fetch_strays import left_behind
 from sovereign_operator.mirror_exception import closing
 from sovereign_operator.sealing import removal
 from sovereign_operator.values import Manifest
@@ -63,7 +64,7 @@ def sweep(world: World) -> DeletionStep:
     """What a model that is gone (or was let go) may have left behind."""
     jobs = (*world.jobs, *world.probe_jobs)
     stop: tuple[Action, ...] = tuple(Delete(job, foreground=True) for job in jobs if not is_dying(job))
-    stop += closing(world.exceptions)
+    stop += (*closing(world.exceptions), *left_behind(world))
     if world.pods or world.ray_clusters or world.ray_service is not None:
         return DeletionStep(stop, again=SWEEP_SECONDS if world.policies else None)
     return DeletionStep((*stop, *removal(world.policies)))
@@ -82,7 +83,7 @@ def _stop(world: World) -> tuple[Action, ...]:
         for child in (*sorted(children, key=name_of), *peers)
         if not is_dying(child)
     )
-    return (*stopped, *closing(world.exceptions))
+    return (*stopped, *closing(world.exceptions), *left_behind(world))
 
 
 def _remains(world: World) -> str:

@@ -43,7 +43,7 @@ SELECTED = {
     RAY_SERVICES: api.LABEL_OWNER,
     RAY_CLUSTERS: api.LABEL_OWNER,
     PODS: api.LABEL_MODEL,
-    # Where the operator's own namespace is watched too, its Jobs are others: `mirror_watch.py` has those.
+    # Where the operator's own namespace is watched too, its Jobs are others: `system_watch.py` has those.
     JOBS: f"{api.LABEL_OWNER},{api.LABEL_COMPONENT}={api.COMPONENT_PROBER}",
     # KubeRay's Services may copy the labels of what they belong to.
     SERVICES: f"{api.LABEL_OWNER},{api.LABEL_COMPONENT}={api.COMPONENT_PEER}",

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sovereign_operator.api import LABEL_COMPONENT, LABEL_MODEL, LABEL_OWNER, LABEL_OWNER_NAMESPACE
+from sovereign_operator.fetches import Neighbour, concerning, digests_of, has_cache, label_of
 from sovereign_operator.foreign_policies import opened_by
-from sovereign_operator.values import Manifest, NodeFacts
+from sovereign_operator.values import Manifest, NodeFacts, accelerators_of
 
 # Namespace and name of a SovereignModel: the key of the work queue.
 Key = tuple[str, str]
@@ -69,6 +70,8 @@ class Indices:
     jobs: Index = field(default_factory=dict)  # in the operator's own namespace, with their pods
     job_pods: Index = field(default_factory=dict)
     exceptions: Index = field(default_factory=dict)  # and the policies that let those of mirrors out
+    fetch_jobs: Index = field(default_factory=dict)  # there too, by namespace and digest: see fetch_key
+    fetch_pods: Index = field(default_factory=dict)
     nodes: Index = field(default_factory=dict)
 
     def children(self) -> tuple[Index, ...]:
@@ -112,6 +115,37 @@ class Indices:
         neighbours = {key for key in self.models if key[0] == owner[0]}
         return neighbours | {owner} if all(owner) else neighbours
 
+    def sharing(self, shared: Key) -> set[Key]:
+        """The models that the Jobs under this namespace and digest matter to."""
+        namespace, label = shared
+        return {
+            key_of(body)
+            for body in self.all_models()
+            if body["metadata"]["namespace"] == namespace
+            and has_cache(body)
+            and label in {label_of(digest) for digest in digests_of(body)}
+        }
+
+    def fetches_for(self, namespace: str, name: str, digests: Iterable[str]) -> tuple[Manifest, ...]:
+        """The fetch Jobs that a model has something to do with."""
+        there = (body for key, bodies in self.fetch_jobs.items() if key[0] == namespace for body in bodies)
+        return concerning(there, namespace, name, digests)
+
+    def neighbours(self, but: Key) -> tuple[Neighbour, ...]:
+        """All other models that have weights on nodes, in any namespace."""
+        others = (body for key, bodies in self.models.items() if key != but for body in bodies)
+        return tuple(Neighbour.of(body) for body in others if has_cache(body))
+
+    def accelerators_taken(self, resource: str, but: Key) -> dict[str, int]:
+        """How many of each node's accelerators the pods of other models have."""
+        taken: dict[str, int] = {}
+        for key, bodies in self.pods.items():
+            for pod in bodies if key != but else ():
+                node, count = (pod.get("spec") or {}).get("nodeName"), accelerators_of(pod, resource)
+                if node and count:
+                    taken[node] = taken.get(node, 0) + count
+        return taken
+
     def node_facts(self, product_label: str) -> tuple[NodeFacts, ...]:
         return tuple(
             sorted(
@@ -138,6 +172,12 @@ class Indices:
             for body in self.of(index, key):
                 metadata = body["metadata"]
                 yield f"{body.get('kind')}/{metadata['uid']}/{metadata['resourceVersion']};"
+        mine = (body for body in self.models.get(key, ()) if has_cache(body))
+        digests = {digest for body in mine for digest in digests_of(body)}
+        for index in (self.fetch_jobs, self.fetch_pods):
+            for digest in sorted(digests):
+                for body in self.of(index, (key[0], label_of(digest))):
+                    yield f"{body['metadata']['uid']}/{body['metadata']['resourceVersion']};"
 
 
 class NodeWatch:

@@ -28,7 +28,7 @@ BACKOFF_LAST: Final = 1800.0
 # While a Job runs, its progress is the only news: ask at this pace.
 POLL_SECONDS: Final = 10.0
 _REASON: Final = re.compile(r"[A-Z][A-Za-z0-9]{1,63}")
-_SUCCESSES: Final = (reasons.ARTIFACT_MIRRORED,)
+_SUCCESSES: Final = (reasons.ARTIFACT_MIRRORED, reasons.FETCHED)
 
 
 def _every(kind: type[errors.SovereignError]) -> set[type[errors.SovereignError]]:
@@ -128,7 +128,7 @@ def parse_result(text: str) -> JobResult | None:
     try:
         body = json.loads(text[:4096])
         reason, message = body["reason"], body["message"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     if not isinstance(reason, str) or not isinstance(message, str) or not _REASON.fullmatch(reason):
         return None

@@ -28,12 +28,12 @@ from sovereign_operator.cluster import Cluster, connected
 from sovereign_operator.config import CONFIG_ENVIRONMENT, DEFAULT_CONFIG_PATH, OperatorConfig, parse_config
 from sovereign_operator.indices import Indices, Key, NodeWatch
 from sovereign_operator.kuberay import KubeRayState
-from sovereign_operator.mirror_watch import MirrorWatch
 from sovereign_operator.observe import Senses
 from sovereign_operator.progress import ProgressReader
 from sovereign_operator.reconcile import Reconciler
 from sovereign_operator.registry import RegistryReader
 from sovereign_operator.supervision import supervise
+from sovereign_operator.system_watch import SystemWatch
 from sovereign_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -94,11 +94,16 @@ async def operate(
         reconciler, known=indices.keys, resync_seconds=float(config.resync_seconds)
     )
     registry = handlers.registry(queue, indices, NodeWatch(config.product_label, queue.add_all))
-    mirrors = MirrorWatch(cluster, config.system_namespace, queue.add)
-    indices.jobs, indices.job_pods = mirrors.jobs, mirrors.pods
-    indices.exceptions = mirrors.exceptions
+
+    def share(key: Key) -> None:
+        for each in indices.sharing(key):
+            queue.add(each)
+
+    system = SystemWatch(cluster, config.system_namespace, queue.add, share)
+    indices.jobs, indices.job_pods, indices.exceptions = system.jobs, system.pods, system.exceptions
+    indices.fetch_jobs, indices.fetch_pods = system.fetch_jobs, system.fetch_pods
     await queue.hold()  # the first event of kopf opens it: then everything was listed
-    async with queue.working(), mirrors.running(), metrics.served(gauges, indices.all_models):
+    async with queue.working(), system.running(), metrics.served(gauges, indices.all_models):
         await supervise(config, queue, registry, cluster.served, liveness)
 
 

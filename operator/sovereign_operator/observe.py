@@ -15,11 +15,14 @@ from typing import Final
 from pydantic import ValidationError
 
 from sovereign_operator.api import (
+    ANNOTATION_ARTIFACT,
     ANNOTATION_PROBE_RUN,
     COMPONENT_CONTROL,
+    COMPONENT_FETCH,
     COMPONENT_MIRROR,
     COMPONENT_PEER,
     COMPONENT_PROBER,
+    LABEL_COMPONENT,
     LABEL_MODEL,
     LABEL_OWNER,
     LABEL_OWNER_NAMESPACE,
@@ -38,6 +41,7 @@ from sovereign_operator.cluster import (
     Refused,
 )
 from sovereign_operator.config import OperatorConfig
+from sovereign_operator.fetches import Fetches, concerning, digests_of, fetch_key
 from sovereign_operator.indices import Indices, Key
 from sovereign_operator.kuberay import KubeRayState
 from sovereign_operator.mirror import recorded_artifact
@@ -107,6 +111,7 @@ async def _alive(world: World, model: SovereignModel, wants: Wanted, senses: Sen
         jobs=jobs,
         job_pods=job_pods,
         exceptions=indices.of(indices.exceptions, key),
+        fetches=await _fetches(key, model, found, pods, senses),
         progress=await senses.progress.of(key, job_pods) if jobs else None,
         found=found,
         token_missing=await _token_missing(model, found, jobs, senses),
@@ -135,6 +140,46 @@ async def _what_is_left(world: World, senses: Senses) -> World:
         probe_jobs=indices.of(indices.probe_jobs, world.key),
         jobs=tuple({**job, "apiVersion": JOB.api_version, "kind": JOB.kind} for job in jobs),
         exceptions=indices.of(indices.exceptions, world.key),
+        fetches=await _fetches_left(world, senses),
+    )
+
+
+async def _fetches(
+    key: Key, model: SovereignModel, found: Found, pods: tuple[Manifest, ...], senses: Senses
+) -> Fetches:
+    """What brings weights to nodes, for a model that has them there or had."""
+    indices, (namespace, name) = senses.indices, key
+    digests = {model.status.serving_artifact, model.status.artifact.digest if model.status.artifact else ""}
+    digests |= {annotation(pod, ANNOTATION_ARTIFACT).partition("@")[2] for pod in pods}
+    digests |= {found.digest} if isinstance(found, Artifact) else set()
+    jobs = indices.fetches_for(namespace, name, filter(None, digests))
+    if model.spec.delivery.mode != "nodeCache" and not jobs:
+        return Fetches()
+    job_pods = tuple(
+        pod
+        for label in sorted({fetch_key(job)[1] for job in jobs})
+        for pod in indices.of(indices.fetch_pods, (namespace, label))
+    )
+    return Fetches(
+        jobs=jobs,
+        pods=job_pods,
+        progress=await senses.progress.of_each(job_pods) if job_pods else {},
+        neighbours=indices.neighbours(but=key),
+        taken=indices.accelerators_taken(model.spec.placement.accelerator.resource, but=key),
+    )
+
+
+async def _fetches_left(world: World, senses: Senses) -> Fetches:
+    """The Jobs of a model that goes, and whoever else may need them."""
+    namespace, name = world.key
+    if senses.config.node_cache is None:
+        return Fetches()
+    selector = f"{LABEL_COMPONENT}={COMPONENT_FETCH},{LABEL_OWNER_NAMESPACE}={namespace}"
+    live = await senses.cluster.list(JOB, senses.config.system_namespace, selector)
+    jobs = concerning(live, namespace, name, digests_of(world.body or {}))
+    return Fetches(
+        jobs=tuple({**job, "apiVersion": JOB.api_version, "kind": JOB.kind} for job in jobs),
+        neighbours=senses.indices.neighbours(but=world.key),
     )
 
 

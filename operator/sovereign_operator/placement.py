@@ -74,6 +74,13 @@ def group_of(spec: SovereignModelSpec, nodes: Iterable[NodeFacts]) -> tuple[Node
     return tuple(sorted((n for n in nodes if _mismatch(n, spec) is None), key=lambda n: n.name))
 
 
+def takers(spec: SovereignModelSpec, nodes: Iterable[NodeFacts], accelerators: int) -> tuple[NodeFacts, ...]:
+    """The nodes that can take a worker with so many accelerators now, were they free; by name."""
+    resource = spec.placement.accelerator.resource
+    fitting = (n for n in nodes if n.allocatable.get(resource, 0) >= accelerators)
+    return tuple(sorted((n for n in fitting if _defect(n, spec) is None), key=lambda n: n.name))
+
+
 def _defect(node: NodeFacts, spec: SovereignModelSpec) -> str | None:
     """Why this node cannot take a worker now, in a few words; None where it can."""
     if mismatch := _mismatch(node, spec):

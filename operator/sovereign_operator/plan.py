@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From what is seen to what is done: one pure function, its answer a value that `carry_out.py` executes.
 
-The order is the product: policies are seen in force and proven before a RayService exists, a new revision is
-mirrored and verified before the old one is touched, and whatever cannot be said leaves what serves alone.
+The order is the product: policies are seen in force and proven before a RayService exists, a new revision
+is mirrored, verified and, where nodes keep weights, brought to nodes before the old one is touched, and
+whatever cannot be said leaves what serves alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sovereign_operator import (
+    distribution,
     mirror,
     mirror_exception,
     probing,
@@ -19,14 +21,14 @@ from sovereign_operator import (
     serving,
     verification,
 )
-from sovereign_operator.api import FINALIZER, EgressStatus, MirrorStatus, SovereignModel
+from sovereign_operator.api import FINALIZER, DeliveryStatus, EgressStatus, MirrorStatus, SovereignModel
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.kuberay import RECHECK_SECONDS, KubeRay
 from sovereign_operator.placement import plan as choose_placement
 from sovereign_operator.rollout import Memo, planned_for, stamped
 from sovereign_operator.values import Artifact, Manifest, Placement
 from sovereign_operator.wanted import Unrenderable, Wanted, render
-from sovereign_operator.world import Action, Hold, Stage, World
+from sovereign_operator.world import Action, Happening, Hold, Stage, World
 
 # What nobody but the user can change about a placement.
 _IMPOSSIBLE = (reasons.PARALLELISM_IMPOSSIBLE, reasons.REMOTE_CODE_REQUIRED, reasons.SPEC_INVALID)
@@ -41,18 +43,21 @@ class Plan:
     placed: Stage
     sealed: Stage
     serving: Stage
+    distributed: Stage | None = None  # None: weights are not kept on nodes
     blocked: Stage | None = None  # the spec itself keeps anything new from being served
     moving: Stage | None = None  # a rollout is under way
     actions: tuple[Action, ...] = ()
     artifact: Artifact | None = None
     mirror: MirrorStatus | None = None
     placement: Placement | None = None
+    delivery: DeliveryStatus | None = None
     egress: EgressStatus = field(default_factory=EgressStatus)
     seal_required: bool = False  # the configuration wants a proof that there is not
     ready_replicas: int = 0
     serving_artifact: str = ""
     stopped: bool = False  # suspended, and the last pod is gone
     upgrade_starts: bool = False
+    told: tuple[Happening, ...] = ()  # what cannot be seen from two statuses
     again: float | None = None
     rest: float | None = None  # how long only a change is worth a look, in s
     unsettled: str = ""  # why to look again with backoff
@@ -71,6 +76,10 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
     unverified = verifying.unsettled if mirroring.artifact else ""
     blocked = spec_defect(model, config)
     placed, memo = _placed(world, model, mirroring.artifact, config)
+    distributing = distribution.next_step(
+        world, model, memo if verified.is_true and blocked is None else None, config
+    )
+    memo = _on_nodes(memo, model, distributing.chosen) if memo else None
     desired: Manifest | None = None
     try:
         # Nothing unverified is rendered, not even to be stopped.
@@ -80,7 +89,7 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
     kuberay = _kuberay(world)
     required = config.seal == "Required"
     may_roll = seal.in_force and (probe.proven or not required or model.spec.suspend)
-    held_back = blocked is not None or not verified.is_true or memo is None
+    held_back = blocked is not None or not verified.is_true or memo is None or not distributing.complete
     step = rollout.RolloutStep()
     if kuberay is None and probe.egress.isolated and not model.spec.suspend:
         step = rollout.isolated(world.ray_service)
@@ -91,6 +100,7 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
         mirrored=mirroring.stage,
         verified=verified,
         placed=placed,
+        distributed=distributing.stage,
         sealed=probe.stage,
         serving=kuberay or step.moving or view.stage,
         blocked=blocked,
@@ -102,19 +112,28 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
             *mirroring.actions,
             *exception.actions,
             *step.actions,
+            *distributing.actions,
             *probe.actions,
         ),
         artifact=mirroring.artifact,
         mirror=mirroring.status,
         placement=memo.placement if memo else None,
+        delivery=distributing.status,
         egress=probe.egress.model_copy(update={"mirror_exception": exception.said}),
         seal_required=required and not probe.stage.is_true,
         ready_replicas=0 if model.spec.suspend or probe.egress.isolated else view.ready_replicas,
         serving_artifact=view.artifact,
         stopped=model.spec.suspend and not (world.pods or world.ray_clusters or step.actions),
         upgrade_starts=step.upgrade_starts,
-        again=_soonest(mirroring.again, verifying.again, probe.again, RECHECK_SECONDS if kuberay else None),
-        rest=probe.rest,
+        told=distributing.told,
+        again=_soonest(
+            mirroring.again,
+            verifying.again,
+            distributing.again,
+            probe.again,
+            RECHECK_SECONDS if kuberay else None,
+        ),
+        rest=_soonest(probe.rest, distributing.rest),
         unsettled=mirroring.stage.message if mirroring.unsettled else unverified,
     )
 
@@ -129,10 +148,11 @@ def spec_defect(model: SovereignModel, config: OperatorConfig) -> Stage | None:
             f"Expected spec.serving.image with a digest (…@sha256:…), found {image}. A tag can be moved; "
             "name the digest, or set images.requireDigest to false in the operator's configuration.",
         )
-    if spec.delivery.mode != "ephemeral":
+    if spec.delivery.mode == "nodeCache" and config.node_cache is None:
         return _stalled(
             reasons.DELIVERY_MODE_UNAVAILABLE,
-            f"delivery.mode {spec.delivery.mode} is not available in this version; use ephemeral.",
+            "Expected nodeCache in the operator's configuration for delivery.mode nodeCache, found none. Set "
+            "nodeCache.enabled in the chart's values, or use delivery.mode ephemeral.",
         )
     if spec.serving.adapters:
         return _stalled(
@@ -158,6 +178,13 @@ def _placed(
             return Stage("False", found.reason, found.message, stalled), None
         memo = Memo(purpose, artifact, found)
     return Stage("True", reasons.PLACEMENT_CHOSEN, memo.placement.why or "Placed."), memo
+
+
+def _on_nodes(memo: Memo, model: SovereignModel, chosen: tuple[str, ...]) -> Memo:
+    """The nodes that workers prefer are part of their template: chosen once, and then left as they are."""
+    if model.spec.delivery.mode == "ephemeral":
+        return memo.on(())
+    return memo if memo.placement.chosen else memo.on(chosen)
 
 
 def _desired(

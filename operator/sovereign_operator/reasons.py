@@ -19,10 +19,12 @@ STALLED: Final = "Stalled"
 VERIFIED: Final = "Verified"
 MIRRORED: Final = "Mirrored"
 PLACED: Final = "Placed"
+# Only with delivery.mode nodeCache.
+DISTRIBUTED: Final = "Distributed"
 SERVING: Final = "Serving"
 EGRESS_SEALED: Final = "EgressSealed"
 
-STAGES: Final = (MIRRORED, VERIFIED, PLACED, EGRESS_SEALED, SERVING)
+STAGES: Final = (MIRRORED, VERIFIED, PLACED, DISTRIBUTED, EGRESS_SEALED, SERVING)
 CONDITION_TYPES: Final = (READY, RECONCILING, STALLED, *STAGES)
 
 # --- any condition ------------------------------------------------------------------------------------------
@@ -48,7 +50,7 @@ IMAGE_NOT_PINNED: Final = "ImageNotPinned"
 SPEC_INVALID: Final = "SpecInvalid"
 # tokenSecretRef names a Secret or key that is not there.
 TOKEN_SECRET_MISSING: Final = "TokenSecretMissing"  # noqa: S105  (a reason, not a password)
-# delivery.mode nodeCache: this version delivers ephemerally only.
+# delivery.mode nodeCache, but the operator's configuration has no nodeCache (chart value nodeCache.enabled).
 DELIVERY_MODE_UNAVAILABLE: Final = "DeliveryModeUnavailable"
 # LoRA adapters are wanted: this version does not deliver them yet.
 ADAPTERS_UNAVAILABLE: Final = "AdaptersUnavailable"
@@ -109,6 +111,26 @@ PARALLELISM_IMPOSSIBLE: Final = "ParallelismImpossible"
 # The artifact has no facts yet, and the planner has to choose the parallelism itself.
 FACTS_MISSING: Final = "FactsMissing"
 
+# --- Distributed --------------------------------------------------------------------------------------------
+# Every node that workers or the head need has the weights, complete and verified.
+WEIGHTS_DISTRIBUTED: Final = "Distributed"
+# Fetch Jobs bring the weights to nodes; status.delivery has their progress.
+FETCHING: Final = "Fetching"
+# A fetch Job exists and its pod does not run yet (image, scheduling, quota); the message says what it waits
+# for.
+FETCH_PENDING: Final = "FetchPending"
+# A fetch Job ended without a result (evicted, out of memory, over its deadline); it is tried again with
+# backoff.
+FETCH_FAILED: Final = "FetchFailed"
+# In status.delivery.nodes: the node has the weights.
+FETCHED: Final = "Fetched"
+# In status.delivery.nodes: the node has the weights, and something damaged was brought anew when they were
+# last looked at. The message names the files.
+CACHE_REPAIRED: Final = "CacheRepaired"
+# A node was lost while it fetched, or has pods of the model and is gone or not ready. Where another node can
+# take its place, that one is fetched to.
+NODE_LOST: Final = "NodeLost"
+
 # --- Serving ------------------------------------------------------------------------------------------------
 # All replicas answer, and the cluster that serves carries what we rendered.
 REPLICAS_READY: Final = "ReplicasReady"
@@ -123,7 +145,8 @@ PODS_REFUSED: Final = "PodsRefused"
 UNSCHEDULABLE: Final = "Unschedulable"
 # A model pod's image cannot be pulled; the message is the kubelet's.
 IMAGE_PULL_FAILED: Final = "ImagePullFailed"
-# A model pod's init container could not pull or verify the weights; the message is the data plane's.
+# A model pod's init container could not pull or verify the weights, or did not find them in the node's cache;
+# the message is the data plane's.
 DELIVERY_FAILED: Final = "DeliveryFailed"
 # A model pod's first init container found the canary answering or the peer silent, and holds the pod back.
 POD_NOT_SEALED: Final = "PodNotSealed"
@@ -175,6 +198,18 @@ EVENT_MIRROR_STARTED: Final = "MirrorStarted"
 EVENT_MIRRORED: Final = "Mirrored"
 # A mirror Job failed; the message is the data plane's, and says when it is tried again.
 EVENT_MIRROR_FAILED: Final = "MirrorFailed"
+# A Job was started that brings weights to a node.
+EVENT_FETCH_STARTED: Final = "FetchStarted"
+# A node has the weights; the message is the data plane's.
+EVENT_FETCHED: Final = "Fetched"
+# A fetch Job failed; the message is the data plane's, and says when it is tried again.
+EVENT_FETCH_FAILED: Final = "FetchFailed"
+# Damaged files were found in a node's cache and brought anew; the message names them.
+EVENT_REPAIRED: Final = "CacheRepaired"
+# A node was lost while it fetched.
+EVENT_NODE_LOST: Final = "NodeLost"
+# Every node that is wanted has the weights.
+EVENT_DISTRIBUTED: Final = "Distributed"
 # The planner chose or changed a placement.
 EVENT_PLACED: Final = "Placed"
 # The model became Ready, or stopped being Ready.

@@ -54,12 +54,15 @@ class Memo:
     def to_text(self) -> str:
         artifact = dataclasses.asdict(dataclasses.replace(self.artifact, facts=None))
         artifact.pop("facts")
-        body = {
-            "for": self.planned_for,
-            "artifact": artifact,
-            "placement": dataclasses.asdict(self.placement),
-        }
+        placement = dataclasses.asdict(self.placement)
+        if not self.placement.chosen:
+            placement.pop("chosen")  # as it was before there were caches on nodes
+        body = {"for": self.planned_for, "artifact": artifact, "placement": placement}
         return json.dumps(body, sort_keys=True, separators=(",", ":"))
+
+    def on(self, chosen: tuple[str, ...]) -> Memo:
+        """The same with the nodes that its workers prefer."""
+        return dataclasses.replace(self, placement=dataclasses.replace(self.placement, chosen=chosen))
 
     @classmethod
     def of(cls, live: Manifest | None) -> Memo | None:
@@ -69,7 +72,8 @@ class Memo:
             if body is None:
                 return None
             placement = dict(body["placement"])
-            placement["nodes"] = tuple(placement.get("nodes") or ())
+            for name in ("nodes", "chosen"):
+                placement[name] = tuple(placement.get(name) or ())
             return cls(str(body["for"]), Artifact(**body["artifact"]), Placement(**placement))
         except (ValueError, TypeError, KeyError, AttributeError):
             return None

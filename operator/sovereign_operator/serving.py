@@ -132,7 +132,7 @@ def _pod_failure(world: World) -> Stage | None:
             continue
         status = pod.get("status") or {}
         for each in status.get("initContainerStatuses") or ():
-            if words := _delivery_failure(each):
+            if words := "" if _holds(each) else _delivery_failure(each):
                 reason = reasons.POD_NOT_SEALED if each.get("name") == SEALED else reasons.DELIVERY_FAILED
                 return Stage("False", reason, f"{name_of(pod)}: {words}")
         words = waiting_for(pod)
@@ -159,6 +159,11 @@ def _crash(container: Mapping[str, Any]) -> str:
     )
 
 
+def _holds(container: Mapping[str, Any]) -> bool:
+    """Whether a sidecar does its work now, however it ended before."""
+    return bool(container.get("started")) and "running" in (container.get("state") or {})
+
+
 def _delivery_failure(container: Mapping[str, Any]) -> str:
     """The data plane's message from an init container that ended badly, in this run or the one before."""
     for state in (container.get("state") or {}, container.get("lastState") or {}):
@@ -168,7 +173,7 @@ def _delivery_failure(container: Mapping[str, Any]) -> str:
         try:
             body = json.loads(str(ended.get("message") or "")[:4096])
             return f"{body['reason']}: {body['message']}"[:800]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return ""
 

@@ -11,18 +11,23 @@ from pydantic import ValidationError
 
 from sovereign_operator import conditions, rdma, reasons
 from sovereign_operator.api import (
+    ANNOTATION_ATTEMPT,
+    ANNOTATION_NODE,
+    COMPONENT_FETCH,
     COMPONENT_MIRROR,
     ArtifactStatus,
     Condition,
+    DeliveryStatus,
     EgressStatus,
     PlacementStatus,
     SovereignModel,
     SovereignModelStatus,
 )
 from sovereign_operator.conditions import Outcome, Situation, Violation
+from sovereign_operator.fetches import has_cache
 from sovereign_operator.plan import Plan
 from sovereign_operator.values import Manifest, Placement
-from sovereign_operator.world import Create, Happening, Stage, World, component_of, stamp
+from sovereign_operator.world import Create, Happening, Stage, World, annotation, component_of, name_of, stamp
 
 _SERVE_PORT = 8000
 
@@ -50,6 +55,7 @@ def status_of(world: World, model: SovereignModel, plan: Plan, outcome: Outcome)
         serving_artifact=plan.serving_artifact.partition("@")[2] or before.serving_artifact,
         mirror=plan.mirror,
         placement=_placement(plan.placement) if plan.placement else before.placement,
+        delivery=plan.delivery,
         egress=rdma.listed(plan.egress, model),
         endpoint=f"http://{model.name}-serve-svc.{model.namespace}.svc:{_SERVE_PORT}/v1" if serves else "",
         ready_replicas=plan.ready_replicas,
@@ -60,7 +66,7 @@ def status_of(world: World, model: SovereignModel, plan: Plan, outcome: Outcome)
 
 def unobserved(body: Manifest, now: datetime) -> SovereignModelStatus:
     """The first status of a new object: everything is Unknown."""
-    said, stages = conditions.unobserved()
+    said, stages = conditions.unobserved(has_cache(body))
     return _bare(body, said, stages, now)
 
 
@@ -75,7 +81,7 @@ def deleting(body: Manifest, message: str, now: datetime) -> SovereignModelStatu
 
 def _overall(body: Manifest, violation: Violation, now: datetime) -> SovereignModelStatus:
     before = recorded(body)
-    _, unknown = conditions.unobserved()
+    _, unknown = conditions.unobserved(distributed=False)
     kept = {
         c.type: Stage(c.status, c.reason, c.message) for c in before.conditions if c.type in reasons.STAGES
     }
@@ -169,6 +175,11 @@ def _happenings(
     placed = new.get(reasons.PLACED)
     if placed and placed.status == "True" and before.placement != after.placement:
         yield Happening(reasons.EVENT_PLACED, placed.message, about=str(after.placement))
+    yield from _delivered(before.delivery, after.delivery)
+    distributed, was = new.get(reasons.DISTRIBUTED), old.get(reasons.DISTRIBUTED)
+    if distributed and distributed.status == "True" and (was is None or was.status != "True"):
+        about = distributed.last_transition_time or ""
+        yield Happening(reasons.EVENT_DISTRIBUTED, distributed.message, about=about)
     yield from _ready(old.get(reasons.READY), new.get(reasons.READY))
     stalled, was = new.get(reasons.STALLED), old.get(reasons.STALLED)
     if stalled and (was is None or was.reason != stalled.reason):
@@ -184,6 +195,13 @@ def _done(before: SovereignModelStatus, plan: Plan) -> Iterator[Happening]:
         if isinstance(action, Create) and component_of(action.manifest) == COMPONENT_MIRROR and plan.mirror:
             words = f"The mirror Job {plan.mirror.job} was started (try {plan.mirror.attempt})."
             yield Happening(reasons.EVENT_MIRROR_STARTED, words, about=str(before.observed_generation))
+        if isinstance(action, Create) and component_of(action.manifest) == COMPONENT_FETCH:
+            node, attempt = (
+                annotation(action.manifest, each) for each in (ANNOTATION_NODE, ANNOTATION_ATTEMPT)
+            )
+            words = f"The Job {name_of(action.manifest)} was started for the node {node} (try {attempt})."
+            yield Happening(reasons.EVENT_FETCH_STARTED, words, about=str(before.observed_generation))
+    yield from plan.told
     if plan.upgrade_starts:
         words = plan.moving.message if plan.moving else "A change is being rolled out."
         yield Happening(reasons.EVENT_UPGRADE_STARTED, words, about=str(plan.artifact))
@@ -201,6 +219,24 @@ def _mirrored(was: Condition | None, now: Condition | None) -> Iterator[Happenin
     ):
         words = f"{now.reason}: {now.message}"
         yield Happening(reasons.EVENT_MIRROR_FAILED, words, "Warning", about=now.last_transition_time or "")
+
+
+def _delivered(was: DeliveryStatus | None, now: DeliveryStatus | None) -> Iterator[Happening]:
+    """Each node once for each way in which a fetch to it ended."""
+    before = {(node.name, node.state, node.reason) for node in (was.nodes if was else ())}
+    for node in now.nodes if now else ():
+        if (node.name, node.state, node.reason) in before:
+            continue
+        words = f"{node.name}: {node.message}"
+        if node.state == "Ready" and node.reason == reasons.CACHE_REPAIRED:
+            yield Happening(reasons.EVENT_REPAIRED, words, "Warning")
+        elif node.state == "Ready":
+            yield Happening(reasons.EVENT_FETCHED, words)
+        elif node.state == "Failed":
+            words = f"{node.name}: {node.reason}: {node.message}"
+            yield Happening(reasons.EVENT_FETCH_FAILED, words, "Warning", about=node.next_attempt or "")
+        elif node.state == "Lost":
+            yield Happening(reasons.EVENT_NODE_LOST, words, "Warning", about=node.reason)
 
 
 def _sealed(was: EgressStatus, now: EgressStatus) -> Iterator[Happening]:

@@ -82,9 +82,18 @@ def _count(amount: str) -> int | None:
     return int(digits) * factor if digits.isdecimal() else None
 
 
+def accelerators_of(pod: Manifest, resource: str) -> int:
+    """How many accelerators a pod has of its node for as long as it has not ended."""
+    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return 0
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    limits = ((container.get("resources") or {}).get("limits") or {} for container in containers)
+    return sum(_count(str(each.get(resource, "0"))) or 0 for each in limits)
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What the planner decided. Worker pods in all: replicas x workers."""
+    """What the planner decided."""
 
     tensor: int
     pipeline: int
@@ -98,6 +107,13 @@ class Placement:
     all_to_all: str | None = None
     nodes: tuple[str, ...] = ()  # candidates, sorted; the scheduler picks
     why: str = ""
+    # With a cache on nodes: where the weights were when the workers were started; they prefer these nodes.
+    chosen: tuple[str, ...] = ()
+
+    @property
+    def pods(self) -> int:
+        """Worker pods in all."""
+        return self.replicas * self.workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +145,16 @@ class MirrorProgress:
             file=str(body.get("file") or ""),
             phase=str(body.get("phase") or ""),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class FetchProgress:
+    """What a fetch pod answers, and how fast it was between two answers, in bytes per second."""
+
+    bytes_done: int = 0
+    bytes_total: int = 0
+    phase: str = ""
+    rate: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """One look at everything that concerns one model, and the vocabulary of what may be done about it.
 
-`observe.py` makes a World, the planning modules (`mirror`, `rollout`, `sealing`, `deletion`, `plan`) turn
-it into Actions without asking anybody, `carry_out.py` does them in order.
+`observe.py` makes a World, the planning modules (`mirror`, `distribution`, `rollout`, `sealing`,
+`deletion`, `plan`) turn it into Actions without asking anybody, `carry_out.py` does them in order.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
 from sovereign_operator.api import LABEL_COMPONENT, SovereignModel
+from sovereign_operator.fetches import Fetches
 from sovereign_operator.indices import Key
 from sovereign_operator.kuberay import KubeRay
 from sovereign_operator.values import NOT_THERE, Evidence, Found, Manifest, MirrorProgress, NodeFacts
@@ -38,6 +39,7 @@ class World:
     jobs: tuple[Manifest, ...] = ()  # of the mirror
     job_pods: tuple[Manifest, ...] = ()
     exceptions: tuple[Manifest, ...] = ()  # policies that let pods of the mirror out
+    fetches: Fetches = field(default_factory=Fetches)  # of weights to nodes
     progress: MirrorProgress | None = None
     found: Found = NOT_THERE
     token_missing: bool = False

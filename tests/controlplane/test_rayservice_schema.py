@@ -7,6 +7,7 @@ lies in ../shared/kuberay-crds beside the repository. Without it these tests are
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import uuid
@@ -23,7 +24,9 @@ from sovereign_operator.values import Manifest
 from tests.controlplane.definitions import serve
 from tests.unit.operator.builders import ROOT, an_example
 from tests.unit.operator.test_ray_service import EXAMPLES, rendered
+from tests.unit.operator.test_weights import cached
 
+SERVICES = {name: rendered(an_example(name), name) for name in EXAMPLES} | {"node cache": cached()}
 FOLDER = Path(os.environ.get("SOVEREIGN_KUBERAY_CRDS", ROOT.parent / "shared" / "kuberay-crds"))
 pytestmark = [
     pytest.mark.controlplane,
@@ -62,11 +65,11 @@ def apply(kubectl: Kubectl, manifest: Manifest) -> Manifest:
     return answer
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", SERVICES)
 def test_kuberays_schema_takes_the_service_whole_and_a_second_apply_changes_nothing(
     name: str, kuberay: Kubectl
 ) -> None:
-    manifest = rendered(an_example(name), name)
+    manifest = copy.deepcopy(SERVICES[name])
     live = apply(kuberay, manifest)
     assert contains(live, manifest)
     again = apply(kuberay, manifest)
@@ -74,10 +77,10 @@ def test_kuberays_schema_takes_the_service_whole_and_a_second_apply_changes_noth
     assert again["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", SERVICES)
 def test_an_update_of_the_whole_object_by_kuberay_is_no_difference_to_us(name: str, kuberay: Kubectl) -> None:
     """KubeRay adds its finalizer by an Update and becomes a manager of fields that we rendered."""
-    manifest = rendered(an_example(name), name)
+    manifest = copy.deepcopy(SERVICES[name])
     live = apply(kuberay, manifest)
     live["metadata"].pop("managedFields", None)
     live["metadata"].setdefault("finalizers", []).append("ray.io/test")
@@ -88,9 +91,9 @@ def test_an_update_of_the_whole_object_by_kuberay_is_no_difference_to_us(name: s
     kuberay("patch", "rayservice", live["metadata"]["name"], "-n", "models", "--type=merge", "-p", patch)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", SERVICES)
 def test_its_pods_pass_restricted_admission_unchanged(name: str, kuberay: Kubectl) -> None:
-    cluster = rendered(an_example(name), name)["spec"]["rayClusterConfig"]
+    cluster = SERVICES[name]["spec"]["rayClusterConfig"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
         template = group["template"]
         pod = {

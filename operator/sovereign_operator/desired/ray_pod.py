@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pod templates of a model's Ray cluster: the head, which computes nothing, and the workers.
 
-Both pull their weights before Ray starts (the head only the small files), check every digest while writing,
-and run under `restricted` pod security, but for the Ray container of workers with RDMA. KubeRay adds its own
-init container, probes and the token; what it adds is never rendered here.
+Both have their weights before Ray starts (the head only the small files; `weights.py` says how), and run
+under `restricted` pod security, but for the Ray container of workers with RDMA. KubeRay adds its own init
+container, probes and the token; what it adds is never rendered here.
 """
 
 from __future__ import annotations
@@ -23,32 +23,26 @@ from sovereign_operator.api import (
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.desired.network_policy import DASHBOARD_PORT, HTTP_PORT, METRICS_PORT
 from sovereign_operator.desired.probe import waiting_container
-from sovereign_operator.desired.quantity import cores, parse_cores, parse_size, rounded_up, size
+from sovereign_operator.desired.quantity import cores, parse_cores, parse_size, size
 from sovereign_operator.desired.sandbox import (
     HOME,
-    offline_environment,
     pod_security,
     restricted,
     restricted_but_for_rdma,
     serving_environment,
 )
-from sovereign_operator.desired.surroundings import on_nodes, on_worker_nodes, resolver
+from sovereign_operator.desired.surroundings import on_nodes, on_worker_nodes, preferring, resolver
+from sovereign_operator.desired.weights import Weights, weights_of
 from sovereign_operator.values import Artifact, Manifest, Placement
 
-MIB: Final = 1024**2
 GIB: Final = 1024**3
-WEIGHTS: Final = "/weights"
-RESULT_FILE: Final = "/dev/termination-log"
-CA_FOLDER: Final = "/var/run/sovereign/registry-ca"
 # The tokens, or the words of a replica that refuses.
 ANSWERED: Final = '"tokens":|"OpenAIHTTPException"'
 GCS_PORT: Final = 6379
 ANNOTATION_LAUNCHER: Final = f"{GROUP}/ray-launcher"
 LAUNCHER_FILE: Final = "ray_bootstrap_config.yaml"
 
-# Without a limit, weights fill a node's disk. Blocks and folders take a little more than the bytes.
-WEIGHTS_SLACK_PERCENT: Final = 105
-CONFIG_SIZE: Final = GIB
+# Without a limit, what is written fills a node's disk.
 SCRATCH_SIZE: Final = 32 * GIB
 # What the processes need on top of the weights: CPU per accelerator, host memory per pod and accelerator.
 CPU_PER_ACCELERATOR: Final = 4000
@@ -62,19 +56,20 @@ HEAD_CPU: Final = {Device.CUDA: 1000, Device.CPU: 200}
 HEAD_MEMORY: Final = {Device.CUDA: (4 * GIB, 8 * GIB), Device.CPU: (2 * GIB, 4 * GIB)}
 
 
-def head_template(model: SovereignModel, artifact: Artifact, config: OperatorConfig) -> Manifest:
+def head_template(
+    model: SovereignModel, artifact: Artifact, placement: Placement, config: OperatorConfig
+) -> Manifest:
     """The head: control plane of Ray, dashboard and HTTP proxy; it needs the model's configuration only."""
     device = model.spec.serving.device
     request, limit = HEAD_MEMORY[device]
-    ray = _ray_container(model, "ray-head")
+    weights = weights_of(model, artifact, config, config_only=True)
+    ray = _ray_container(model, "ray-head", weights)
     ray["ports"] = _ports(gcs=GCS_PORT, dashboard=DASHBOARD_PORT, metrics=METRICS_PORT, serve=HTTP_PORT)
     ray["resources"] = {
         "requests": {"cpu": cores(HEAD_CPU[device]), "memory": size(request)},
         "limits": {"memory": size(limit)},
     }
-    template = _template(
-        model, config, COMPONENT_HEAD, ray, _delivery(artifact, config, config_only=True), CONFIG_SIZE
-    )
+    template = _template(model, config, COMPONENT_HEAD, ray, weights, placement)
     _answer_where_ray_runs(template)
     return template
 
@@ -85,7 +80,7 @@ def _answer_where_ray_runs(head: Manifest) -> None:
     Without it Ray 2.60's dashboard asks the metadata addresses of three clouds, whether or not anything is
     reported. The API server makes the file from an annotation, so no other object is needed.
     """
-    head["metadata"]["annotations"] = {ANNOTATION_LAUNCHER: "{}"}
+    head["metadata"].setdefault("annotations", {})[ANNOTATION_LAUNCHER] = "{}"
     field = {"apiVersion": "v1", "fieldPath": f"metadata.annotations['{ANNOTATION_LAUNCHER}']"}
     item: Manifest = {"path": LAUNCHER_FILE, "fieldRef": field}
     head["spec"]["volumes"].append({"name": "launcher", "downwardAPI": {"items": [item]}})
@@ -103,20 +98,14 @@ def worker_template(
     model: SovereignModel, artifact: Artifact, placement: Placement, config: OperatorConfig
 ) -> Manifest:
     """A worker: its accelerators, the whole of the weights, and the engine's processes."""
-    ray = _ray_container(model, "ray-worker")
+    weights = weights_of(model, artifact, config, config_only=False)
+    ray = _ray_container(model, "ray-worker", weights)
     ray["ports"] = _ports(metrics=METRICS_PORT, serve=HTTP_PORT)
     ray["resources"] = _worker_resources(model, artifact, placement)
     ray["readinessProbe"] = _answers(model)
     if model.spec.serving.rdma is not None:
         ray["securityContext"] = restricted_but_for_rdma()
-    return _template(
-        model,
-        config,
-        COMPONENT_WORKER,
-        ray,
-        _delivery(artifact, config, config_only=False),
-        rounded_up(artifact.bytes * WEIGHTS_SLACK_PERCENT // 100 + 64 * MIB, 64 * MIB),
-    )
+    return _template(model, config, COMPONENT_WORKER, ray, weights, placement)
 
 
 def _template(
@@ -124,29 +113,31 @@ def _template(
     config: OperatorConfig,
     component: str,
     ray: Manifest,
-    delivery: Manifest,
-    weights_size: int,
+    weights: Weights,
+    placement: Placement,
 ) -> Manifest:
     device = model.spec.serving.device
     volumes: list[Manifest] = [
-        {"name": "weights", "emptyDir": {"sizeLimit": size(weights_size)}},
         {"name": "home", "emptyDir": {"sizeLimit": size(SCRATCH_SIZE)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": size(SCRATCH_SIZE)}},
         {"name": "shared-mem", "emptyDir": {"medium": "Memory", "sizeLimit": size(SHARED_MEMORY[device])}},
     ]
-    if config.registry.ca_config_map:
-        volumes.append({"name": "registry-ca", "configMap": {"name": config.registry.ca_config_map}})
     spec: Manifest = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": pod_security(),
-        "initContainers": [*_waiting(model, config), delivery],
+        "initContainers": [*_waiting(model, config), weights.container],
         "containers": [ray],
-        "volumes": volumes,
+        "volumes": [weights.volumes[0], *volumes, *weights.volumes[1:]],
     }
+    if model.spec.delivery.mode == "nodeCache":
+        spec |= preferring(placement.chosen)
     spec |= on_worker_nodes(model, config) if component == COMPONENT_WORKER else on_nodes(model)
     spec |= resolver(model, config)
-    return {"metadata": {"labels": {LABEL_MODEL: model.name, LABEL_COMPONENT: component}}, "spec": spec}
+    metadata: Manifest = {"labels": {LABEL_MODEL: model.name, LABEL_COMPONENT: component}}
+    if weights.annotations:
+        metadata["annotations"] = dict(weights.annotations)
+    return {"metadata": metadata, "spec": spec}
 
 
 def _waiting(model: SovereignModel, config: OperatorConfig) -> list[Manifest]:
@@ -175,7 +166,7 @@ def _answers(model: SovereignModel) -> Manifest:
     }
 
 
-def _ray_container(model: SovereignModel, name: str) -> Manifest:
+def _ray_container(model: SovereignModel, name: str, weights: Weights) -> Manifest:
     return {
         "name": name,
         "image": model.spec.serving.image,
@@ -183,43 +174,11 @@ def _ray_container(model: SovereignModel, name: str) -> Manifest:
         "env": serving_environment(cpu=model.spec.serving.device is Device.CPU),
         "securityContext": restricted(),
         "volumeMounts": [
-            {"name": "weights", "mountPath": WEIGHTS, "readOnly": True},
+            weights.mount,
             {"name": "home", "mountPath": HOME},
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108  (a mount, not a file that others could guess)
             {"name": "shared-mem", "mountPath": "/dev/shm"},  # noqa: S108
         ],
-    }
-
-
-def _delivery(artifact: Artifact, config: OperatorConfig, *, config_only: bool) -> Manifest:
-    """The init container that pulls and verifies; its result is read from the termination message."""
-    arguments = ["pull", f"oci://{config.registry.host}/{artifact.reference}", WEIGHTS]
-    mounts: list[Manifest] = [
-        {"name": "weights", "mountPath": WEIGHTS},
-        {"name": "home", "mountPath": HOME},
-    ]
-    if config_only:
-        arguments.append("--config-only")
-    if config.registry.plain_http:
-        arguments.append("--plain-http")
-    if config.registry.ca_config_map:
-        arguments += ["--ca", f"{CA_FOLDER}/ca.crt"]
-        mounts.append({"name": "registry-ca", "mountPath": CA_FOLDER, "readOnly": True})
-    arguments += ["--result-file", RESULT_FILE]
-    return {
-        "name": "weights",
-        "image": config.images.airgap,
-        "imagePullPolicy": "IfNotPresent",
-        "args": arguments,
-        "env": offline_environment(),
-        "resources": {
-            "requests": {"cpu": "100m", "memory": size(128 * MIB)},
-            "limits": {"memory": size(512 * MIB)},
-        },
-        "securityContext": restricted(),
-        "terminationMessagePath": RESULT_FILE,
-        "terminationMessagePolicy": "File",
-        "volumeMounts": mounts,
     }
 
 

@@ -15,8 +15,9 @@ import yaml
 from sovereign_operator.api import LABEL_OWNER, Device, SovereignModel
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.desired.network_policy import HTTP_PORT
-from sovereign_operator.desired.ray_pod import WEIGHTS, head_template, worker_template
+from sovereign_operator.desired.ray_pod import head_template, worker_template
 from sovereign_operator.desired.rendered import with_hash
+from sovereign_operator.desired.weights import WEIGHTS
 from sovereign_operator.values import Artifact, Manifest, Placement
 
 IMPORT_PATH: Final = "sovereign_serving.app:build"
@@ -82,7 +83,7 @@ def ray_cluster(
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             "rayStartParams": HEAD_START_PARAMS | node,
-            "template": head_template(model, artifact, config),
+            "template": head_template(model, artifact, placement, config),
         },
         "workerGroupSpecs": [group],
     }

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every pod of ours is held by: Pod Security's `restricted` profile, and an environment without a way
-out. Workers with RDMA are the one exception, and have a function of their own.
+out. Workers with RDMA and fetches to nodes are the exceptions, and have functions of their own.
 
 KubeRay copies the Ray container's security context, environment and mounts into the init container that it
 adds, so everything stands on the container and not on the pod alone.
@@ -90,6 +90,16 @@ def restricted_but_for_rdma() -> Manifest:
     ambient capabilities, which Kubernetes does not set, an added one does not reach them.
     """
     return restricted() | {"capabilities": {"add": [IPC_LOCK], "drop": ["ALL"]}}
+
+
+def root_pod_security() -> Manifest:
+    """Of a pod that writes a node's folder, which belongs to root: nobody else may, so there is no group."""
+    return {"runAsUser": 0, "runAsGroup": 0, "seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def root_restricted() -> Manifest:
+    """Root without any capability: it is the owner of its folder and nothing else."""
+    return restricted() | {"runAsNonRoot": False, "runAsUser": 0, "runAsGroup": 0}
 
 
 def serving_environment(cpu: bool) -> list[Manifest]:

@@ -6,6 +6,8 @@ A probe proves something about a model's pods only where it runs on their nodes 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sovereign_operator.api import SovereignModel, Toleration
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.values import Manifest
@@ -29,6 +31,20 @@ def on_worker_nodes(model: SovereignModel, config: OperatorConfig) -> Manifest:
         selector = place.get("nodeSelector", {}) | {config.product_label: product}
         place["nodeSelector"] = dict(sorted(selector.items()))
     return place
+
+
+def preferring(nodes: Sequence[str]) -> Manifest:
+    """A preference for these nodes, by name: the scheduler may know better. Absent where there are none."""
+    if not nodes:
+        return {}
+    terms = [
+        {
+            "weight": 100,
+            "preference": {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [node]}]},
+        }
+        for node in sorted(nodes)
+    ]
+    return {"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": terms}}}
 
 
 def resolver(model: SovereignModel, config: OperatorConfig) -> Manifest:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from sovereign_airgap.facts import ModelFacts
-from sovereign_operator.api import SovereignModel
+from sovereign_operator.api import Delivery, SovereignModel
 from sovereign_operator.api_serving import Rdma
 from sovereign_operator.config import OperatorConfig, parse_config
 from sovereign_operator.values import Artifact, NodeFacts, Taint
@@ -51,6 +51,18 @@ def a_sealing_config(
     """A configuration that serves nothing without a proof."""
     probe = {"canary": CANARY, "targets": [dict(target) for target in targets]}
     return a_config(**{"seal": "Required", "probe": probe} | changes)
+
+
+def a_caching_config(**changes: Any) -> OperatorConfig:
+    """A configuration in which every node keeps weights."""
+    cache = {"budgetBytes": 10**12, "reserveBytes": 10**10, "scrubIntervalSeconds": 604800}
+    return a_config(**{"nodeCache": cache, "externalSources": {"allowed": True}} | changes)
+
+
+def with_node_cache(model: SovereignModel, verify: str = "changed") -> SovereignModel:
+    """The same model with its weights in its nodes' caches."""
+    delivery = Delivery.model_validate({"mode": "nodeCache", "verify": verify})
+    return model.model_copy(update={"spec": model.spec.model_copy(update={"delivery": delivery})})
 
 
 def a_model(name: str = "mixtral", uid: str = "6f1c", **spec: Any) -> SovereignModel:

@@ -42,6 +42,8 @@ SITUATIONS = {
     "forbidden": a_situation(a_plan(mirrored=bad("SourceForbidden", True))),
     "unverified": a_situation(a_plan(verified=bad("NotSigned", True))),
     "unplaced": a_situation(a_plan(placed=bad("NoMatchingNodes"))),
+    "undistributed": a_situation(a_plan(distributed=bad("Fetching"))),
+    "undistributed for long": a_situation(a_plan(distributed=bad("CacheCorrupt", True))),
     "unsealed": a_situation(a_plan(sealed=bad("PolicyMissing"))),
     "unproven": a_situation(a_plan(seal_required=True)),
     "leaking": a_situation(a_plan(seal_required=True, sealed=bad("LeakDetected", True))),
@@ -70,7 +72,9 @@ def test_reconciling_and_stalled_are_never_both_there_and_neither_beside_ready(n
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_all_stages_are_there_and_everything_carries_the_generation(name: str) -> None:
     found = said(SITUATIONS[name])
-    assert set(reasons.STAGES) <= set(found)
+    assert found.keys() & set(reasons.STAGES) == set(reasons.STAGES) - (
+        set() if name.startswith("undistributed") else {"Distributed"}
+    )
     assert {c.observed_generation for c in found.values()} == {1}
 
 
@@ -82,6 +86,8 @@ def test_all_stages_are_there_and_everything_carries_the_generation(name: str) -
         ("forbidden", "SourceForbidden", "Stalled"),
         ("unverified", "NotSigned", "Stalled"),
         ("unplaced", "NoMatchingNodes", "Reconciling"),
+        ("undistributed", "Fetching", "Reconciling"),
+        ("undistributed for long", "CacheCorrupt", "Stalled"),
         ("unsealed", "PolicyMissing", "Reconciling"),
         ("unproven", "NotProbed", "Reconciling"),
         ("leaking", "LeakDetected", "Stalled"),
@@ -111,6 +117,7 @@ def test_an_earlier_defect_hides_a_later_one() -> None:
         mirrored=bad("Mirroring"),
         verified=bad("NotSigned", True),
         placed=bad("NoMatchingNodes"),
+        distributed=bad("CacheFull"),
         sealed=bad("PolicyMissing"),
         seal_required=True,
         serving=bad("Starting"),
@@ -126,6 +133,7 @@ def test_an_earlier_defect_hides_a_later_one() -> None:
         "Mirroring",
         "NotSigned",
         "NoMatchingNodes",
+        "CacheFull",
         "PolicyMissing",
         "PolicyMissing",
         "Starting",
@@ -150,10 +158,11 @@ def test_the_time_of_the_last_transition_stays_while_the_status_does() -> None:
     assert other["Ready"].last_transition_time == NOW
 
 
-def test_what_is_said_first_is_not_green() -> None:
-    overall, stages = conditions.unobserved()
+@pytest.mark.parametrize("distributed", [False, True])
+def test_what_is_said_first_is_not_green(distributed: bool) -> None:
+    overall, stages = conditions.unobserved(distributed)
     assert {stage.status for stage in stages.values()} == {"Unknown"}
-    assert set(stages) == set(reasons.STAGES)
+    assert set(stages) == set(reasons.STAGES) - (set() if distributed else {"Distributed"})
     assert overall["Ready"].status == "Unknown"
 
 
@@ -165,3 +174,9 @@ def test_a_message_of_any_length_fits_into_a_condition() -> None:
 def test_ready_claims_a_seal_only_where_one_was_proven() -> None:
     assert "sealed" not in said(a_situation())["Ready"].message
     assert "sealed" in said(a_situation(a_plan(sealed=FINE)))["Ready"].message
+
+
+def test_ready_says_of_weights_on_nodes_that_they_are_there() -> None:
+    assert said(a_situation())["Ready"].message == "Mirrored, verified, placed and serving."
+    both = said(a_situation(a_plan(sealed=FINE, distributed=FINE)))["Ready"].message
+    assert both == "Mirrored, verified, placed, distributed, sealed and serving."

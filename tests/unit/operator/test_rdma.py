@@ -66,7 +66,10 @@ def test_a_worker_takes_its_devices_beside_its_accelerators() -> None:
 def test_head_prober_peer_and_control_are_what_they_are_without_rdma() -> None:
     config = a_sealing_config()
     one, other = a_model(), with_rdma(a_model())
-    assert head_template(one, an_artifact(), config) == head_template(other, an_artifact(), config)
+    placement = plan(one.spec, the_facts(), [a_node()], config)
+    assert isinstance(placement, Placement)
+    heads = [head_template(each, an_artifact(), placement, config) for each in (one, other)]
+    assert heads[0] == heads[1]
     assert peer_pod(one, config) == peer_pod(other, config)
     assert prober_job(one, config, "0" * 16) == prober_job(other, config, "0" * 16)
     assert control_job(one, config, "0" * 16) == control_job(other, config, "0" * 16)

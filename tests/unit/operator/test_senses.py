@@ -22,10 +22,10 @@ from sovereign_operator.config import RegistryConfig
 from sovereign_operator.indices import Indices, NodeWatch, owner_of, plain
 from sovereign_operator.kuberay import KubeRay, KubeRayState, detect
 from sovereign_operator.main import MAX_LINE, JsonLines, PlainLines
-from sovereign_operator.mirror_watch import Shelf
 from sovereign_operator.progress import ProgressReader
 from sovereign_operator.registry import RegistryReader
 from sovereign_operator.supervision import kinds_changed
+from sovereign_operator.system_watch import Shelf
 from sovereign_operator.values import NOT_THERE, Artifact, MirrorProgress, Unreadable
 from tests.controlplane.registry_double import TINY, RegistryDouble
 from tests.unit.operator.builders import COMMIT, ROOT

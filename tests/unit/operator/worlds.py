@@ -112,7 +112,7 @@ class Universe:
             probe_jobs=self.of("Job", only=PROBE),
             services=self.of("Service"),
             namespace_sealed=self.namespace_sealed,
-            jobs=self.of("Job", but=PROBE),
+            jobs=self.of("Job", but=(*PROBE, "fetch")),
             job_pods=tuple(self.job_pods),
             progress=self.progress,
             found=self.found,
@@ -257,7 +257,7 @@ class Universe:
         }
 
     def end_job(self, message: str, condition: str = "Failed") -> None:
-        job = self.of("Job", but=PROBE)[0]
+        job = self.of("Job", but=(*PROBE, "fetch"))[0]
         ended = {"type": condition, "status": "True", "lastTransitionTime": stamp(self.now)}
         job["status"] = {"conditions": [ended | {"reason": "BackoffLimitExceeded", "message": "it gave up"}]}
         terminated = {"exitCode": 3, "reason": "Error", "message": message}

@@ -4,13 +4,16 @@ release's namespace get the node's folder."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
 from dev.cluster import Cluster
+from sovereign_operator.desired.fetch_job import Fetch, fetch_job, scrub_job
 from tests.controlplane.admission_site import (
+    DIGEST,
     FETCH_POLICIES,
     FIREMAN,
     IMAGE,
@@ -28,6 +31,7 @@ from tests.controlplane.admission_site import (
     rendered,
 )
 from tests.controlplane.api_server import Manifest, eventually
+from tests.unit.operator.builders import a_config, a_model
 
 CLAIM, PODS, JOBS = "sovereign-sealed-cache", "sovereign-fetch-pods", "sovereign-fetch-jobs"
 PATH = "/var/lib/sovereign/cache"
@@ -88,8 +92,11 @@ def tried(gate: Gate, manifest: Manifest, who: str = SOMEBODY) -> Answer:
 
 
 def test_the_charts_own_claim_is_taken(gate: Gate) -> None:
-    answer = gate.tries(the_claim(gate))
-    assert answer.code == 201, answer.text
+    here = ("nodeCache.enabled=true", f"watchNamespaces={{{gate.sealed}}}")
+    [claim] = rendered(*here, names=["sovereign-cache"])
+    for each in (claim, the_claim(gate)):
+        answer = gate.tries(each)
+        assert answer.code == 201, answer.text
 
 
 @pytest.mark.parametrize(
@@ -143,6 +150,45 @@ def test_a_fetch_job_of_the_operator_and_its_pod_are_taken(gate: Gate) -> None:
     assert answer.code == 201, answer.text
     answer = tried(gate, a_pod(labels=FETCH, volumes=[a_folder()]), JOB_CONTROLLER)
     assert answer.code == 201, answer.text
+
+
+def fetches() -> list[Manifest]:
+    """What the operator makes, with an image that the site may pull."""
+    config = a_config(nodeCache={})
+    config = config.model_copy(update={"images": config.images.model_copy(update={"airgap": IMAGE})})
+    assert config.node_cache is not None
+    fetch = Fetch("models", "gpu-a", f"models/org/name@{DIGEST}")
+    return [make(fetch, a_model(), config, config.node_cache) for make in (fetch_job, scrub_job)]
+
+
+def pod_of(job: Manifest) -> Manifest:
+    template = job["spec"]["template"]
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "x", **template["metadata"]},
+        "spec": template["spec"],
+    }
+
+
+@pytest.mark.parametrize("job", fetches(), ids=lambda job: str(job["metadata"]["name"])[:5])
+def test_the_fetches_that_the_operator_makes_are_taken_and_are_not_more_than_they_say(
+    gate: Gate, job: Manifest
+) -> None:
+    assert tried(gate, job, OPERATOR).code == 201
+    answer = tried(gate, pod_of(job), JOB_CONTROLLER)
+    assert answer.code == 201, answer.text
+    # All that pod security has against it, below the level that docs/nodecache.md asks for.
+    level: Manifest = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "baseline"}}}
+    gate.patch("Namespace", None, gate.open, level)
+    eventually(
+        lambda: "PodSecurity" in gate.tries(a_pod(hostPID=True), namespace=gate.open).text, "it is enforced"
+    )
+    answer = gate.tries(pod_of(job), JOB_CONTROLLER, gate.open)
+    level["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = None
+    gate.patch("Namespace", None, gate.open, level)
+    said = json.loads(answer.text)["message"]
+    assert said.endswith('violates PodSecurity "baseline:latest": hostPath volumes (volume "cache")'), said
 
 
 def test_nobody_else_makes_a_job_that_writes_the_node(gate: Gate) -> None:

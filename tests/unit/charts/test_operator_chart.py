@@ -9,7 +9,7 @@ import re
 import pytest
 import yaml
 
-from sovereign_operator.config import parse_config
+from sovereign_operator.config import NodeCacheConfig, parse_config
 from tests.unit.charts.rendering import (
     CHARTS,
     DIGEST_VALUES,
@@ -43,6 +43,7 @@ VARIANTS: dict[str, Manifest] = {
         "externalSources": {"allowed": True, "endpoint": "http://hub.lab:8000", "extraPorts": [8001]}
     },
     "no resolver": {"resolver": {"enabled": False}},
+    "node cache": {"nodeCache": {"enabled": True, "path": "/mnt/nvme", "budget": "2Ti", "reserve": "50Gi"}},
     "everything set": {
         "images": {"pullSecrets": ["pull"]},
         "resolver": {"nodeSelector": {"a": "b"}, "tolerations": [{"operator": "Exists"}]},
@@ -118,6 +119,15 @@ def test_defaults_of_the_chart_are_defaults_of_the_operator() -> None:
     assert config.external_sources.model_copy(update={"cidrs": ()}) == bare.external_sources
     assert config.registry.push_secret == bare.registry.push_secret
     assert config.registry_pods.labels == bare.registry_pods.labels
+
+
+def test_a_node_cache_is_offered_only_where_the_chart_has_made_its_volumes() -> None:
+    assert parse_config(render().config()).node_cache is None
+    cache = parse_config(render(values=VARIANTS["node cache"]).config()).node_cache
+    assert cache is not None
+    assert (cache.path, cache.budget_bytes, cache.reserve_bytes) == ("/mnt/nvme", 2 * 1024**4, 50 * 1024**3)
+    bare = parse_config(render(values={"nodeCache": {"enabled": True}}).config()).node_cache
+    assert bare == NodeCacheConfig(), "defaults of the chart are defaults of the operator"
 
 
 def test_cluster_mode_watches_everything() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A policy scanner over everything that the chart renders and over the pods of models.
+"""A policy scanner over everything that the chart renders, the pods of models and the operator's Jobs.
 
 It has no opinion of ours in it: a finding is either gone or explained in docs/security.md, and an explanation
 without a finding is a lie. Whether every field is one is the API server's word, asked strictly in
@@ -16,9 +16,11 @@ import pytest
 import yaml
 
 from dev import scanner
+from sovereign_operator.desired.fetch_job import Fetch, fetch_job
+from sovereign_operator.desired.mirror_job import mirror_job
 from sovereign_operator.desired.network_policy import policies
 from tests.unit.charts.rendering import NAMESPACE, ROOT, Manifest, render
-from tests.unit.operator.builders import a_config, an_example
+from tests.unit.operator.builders import DIGEST, a_config, a_model, an_example
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # the first run installs the scanner
 
@@ -44,6 +46,16 @@ def models() -> Iterator[Manifest]:
         yield from policies(an_example(golden.stem.removesuffix("-rdma")), a_config())
 
 
+def jobs() -> Iterator[Manifest]:
+    """What the operator runs in the release's namespace: a mirror, and a fetch to a node."""
+    model, config = a_model(), a_config(nodeCache={})
+    assert config.node_cache is not None
+    fetch = Fetch("models", "gpu-a", f"models/org/name@{DIGEST}")
+    yield mirror_job(model, config)
+    yield fetch_job(fetch, model, config, config.node_cache)
+    yield from (m for m in render(values=EVERYTHING).of("NetworkPolicy"))
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[scanner.Finding, ...]:
     folder = tmp_path_factory.mktemp("rendered")
@@ -51,6 +63,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[scanner.Finding, ..
         "default.yaml": list(render().manifests),
         "everything.yaml": list(render(values=EVERYTHING).manifests),
         "models.yaml": list(models()),
+        "jobs.yaml": list(jobs()),
     }
     for name, manifests in files.items():
         (folder / name).write_text(yaml.safe_dump_all(manifests))

@@ -43,7 +43,9 @@ def models() -> Iterator[Manifest]:
             template = group["template"]
             metadata = {"name": f"{golden.stem}-{role}", "namespace": "models", **template["metadata"]}
             yield {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-        yield from policies(an_example(golden.stem.removesuffix("-rdma")), a_config())
+        yield from policies(
+            an_example(golden.stem.removesuffix("-rdma").removesuffix("-node-cache")), a_config()
+        )
 
 
 def jobs() -> Iterator[Manifest]:

@@ -86,3 +86,18 @@ def test_a_target_that_no_prober_would_take_is_an_error_at_start(
 ) -> None:
     with pytest.raises(ValidationError, match=words):
         a_config(probe=probe)
+
+
+def test_there_is_no_cache_on_nodes_unless_it_is_asked_for_and_what_it_then_is() -> None:
+    assert a_config().node_cache is None
+    cache = a_config(nodeCache={}).node_cache
+    assert cache is not None
+    assert (cache.claim, cache.path) == ("sovereign-cache", "/var/lib/sovereign/cache")
+    assert (cache.budget_bytes, cache.reserve_bytes) == (0, 10 * 2**30)
+    assert cache.scrub_interval_seconds == 7 * 86400
+
+
+@pytest.mark.parametrize("path", ["", "/", "relative/cache", "/cache", "/var/../etc/x", "/var//x", "/var/x/"])
+def test_fetch_jobs_are_not_given_the_node_itself(path: str) -> None:
+    with pytest.raises(ValidationError, match="absolute path"):
+        a_config(nodeCache={"path": path})

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with an entry of the cache: files against the marker, and bytes against their digest.
+"""What is wrong with an entry of the cache: files against manifest and markers, and bytes against digests.
 
-Comparing costs nothing and finds what somebody wrote; only hashing finds what the disk lost by itself.
+The entry's name is the digest of its manifest, and the manifest has the digests of the files: nobody has to
+be believed. The markers add when each file was hashed. Comparing costs nothing and finds what somebody wrote;
+only hashing finds what the disk lost by itself.
 """
 
 from __future__ import annotations
@@ -10,20 +12,30 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sovereign_airgap.cache.layout import strangers
+from sovereign_airgap.cache.layout import MANIFEST, Entry, strangers
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained
 from sovereign_airgap.errors import DiskFailed, SizeMismatch, SovereignError
-from sovereign_airgap.manifest import WEIGHT_TYPE
+from sovereign_airgap.manifest import Layer, ModelManifest
 from sovereign_airgap.marker import Written, parse_marker
-from sovereign_airgap.selection import media_type_of
 
-# What the markers say of each file. Two markers may disagree about the time after one of them was renewed.
-Vouched = Mapping[str, tuple[Written, ...]]
+Marker = Mapping[str, Written]
+
+
+@dataclass(frozen=True, slots=True)
+class Promised:
+    """A file as the manifest has it. `times`: when it was hashed, as its times of change (ns) then.
+
+    Two markers may disagree after one of them was renewed; where there is no time none vouches for the file.
+    """
+
+    size: int
+    digest: Digest
+    times: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +58,9 @@ def described(damages: Sequence[Damage]) -> str:
     return f"{damages[0]}" + (f", and {more} more files are damaged" if more else "")
 
 
-def read_vouched(folder: Path, digest: Digest, name: str) -> dict[str, Written] | Damage | None:
-    """The files of the entry's marker `name`; None where there is no marker. Raises DiskFailed."""
-    marker = folder / name
+def read_marked(entry: Entry, name: str) -> Marker | Damage | None:
+    """What the entry's marker `name` says; None where there is no marker. Raises DiskFailed."""
+    marker = entry.folder / name
     try:
         descriptor = os.open(marker, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -64,45 +76,42 @@ def read_vouched(folder: Path, digest: Digest, name: str) -> dict[str, Written] 
         with explained(marker):
             content = file.read()
     manifest, files = parse_marker(content)
-    if manifest != str(digest):
-        return Damage(name, f"a marker of {digest}", f"one of {manifest[:100]!a}" if manifest else "none")
+    if manifest != str(entry.digest):
+        found = f"one of {manifest[:100]!a}" if manifest else "none"
+        return Damage(name, f"a marker of {entry.digest}", found)
     return files
 
 
-def vouched_by(*markers: Mapping[str, Written] | Damage | None) -> Vouched:
-    """What all readable markers say together."""
-    found: dict[str, tuple[Written, ...]] = {}
-    for marker in markers:
-        if marker is not None and not isinstance(marker, Damage):
-            for path, written in marker.items():
-                if written not in found.get(path, ()):
-                    found[path] = (*found.get(path, ()), written)
+def promised_by(layers: Iterable[Layer], *markers: Marker | Damage | None) -> dict[str, Promised]:
+    """The files of these layers, by path."""
+    believed = [marker for marker in markers if marker is not None and not isinstance(marker, Damage)]
+    found = {}
+    for layer in layers:
+        words = [marker[layer.path] for marker in believed if layer.path in marker]
+        right = [each for each in words if (each.size, each.digest) == (layer.size, str(layer.digest))]
+        times = tuple(sorted({each.mtime_ns for each in right}))
+        found[layer.path] = Promised(layer.size, layer.digest, times)
     return found
 
 
-def without_weights(files: Vouched) -> Vouched:
-    return {path: written for path, written in files.items() if not _is_weight(path)}
+def no_manifest(entry: Entry) -> Damage:
+    return Damage(MANIFEST, f"the manifest {entry.digest}", "none, or another")
 
 
-def compare(folder: Path, files: Vouched, weights_too: bool) -> list[Damage]:
-    """What differs from the markers without any byte being read, by path.
+def compare(entry: Entry, files: Mapping[str, Promised], manifest: ModelManifest) -> list[Damage]:
+    """What is not as it was promised, without any byte being read, by path.
 
-    Nothing else may lie there, because engines load what they find; but where the markers do not vouch for
-    the `weights_too`, some may be on their way.
+    Nothing else may lie there, because engines load what they find; other files of the manifest may come.
     """
-    there = dict(below(folder))
+    there = dict(below(entry.folder))
     differences = (_difference(path, promised, there.get(path)) for path, promised in files.items())
     damages = [damage for damage in differences if damage is not None]
     damages += [
         Damage(path, "nothing", _kind(there[path]))
-        for path in strangers(folder, files.keys())
-        if path in there and (weights_too or not _is_weight(path))
+        for path in strangers(entry.folder, {layer.path for layer in manifest.layers})
+        if path in there
     ]
     return sorted(damages, key=lambda damage: damage.path)
-
-
-def _is_weight(path: str) -> bool:
-    return media_type_of(path) == WEIGHT_TYPE
 
 
 class Rehash:
@@ -112,7 +121,7 @@ class Rehash:
         self._parallel, self._moved = parallel, moved
         self._known: dict[tuple[int, int, int], Digest | SovereignError] = {}
 
-    def damages(self, folder: Path, files: Vouched) -> list[Damage]:
+    def damages(self, folder: Path, files: Mapping[str, Promised]) -> list[Damage]:
         """What hashes to another digest, by path; raises DiskFailed where we are not let to the bytes."""
         # Late: a pod that only compares starts sooner, and stays smaller.
         from sovereign_airgap.bundle.hashing import hash_all
@@ -134,16 +143,16 @@ class Rehash:
         sizes = {inode: ranges[0].end for inode, ranges in places.items()}
         hash_all(sizes, places.__getitem__, self._parallel, self._known.__setitem__, self._moved)
         judged = (
-            _verdict(folder, path, {written.digest for written in promised}, self._known[inodes[path]])
+            _verdict(folder, path, promised.digest, self._known[inodes[path]])
             for path, promised in sorted(files.items())
         )
         return [damage for damage in judged if damage is not None]
 
 
-def _verdict(folder: Path, path: str, promised: set[str], result: Digest | SovereignError) -> Damage | None:
-    expected = f"bytes of {' or '.join(sorted(promised))[:200]}"
+def _verdict(folder: Path, path: str, promised: Digest, result: Digest | SovereignError) -> Damage | None:
+    expected = f"bytes of {promised}"
     if isinstance(result, Digest):
-        return None if {str(result)} == promised else Damage(path, expected, f"bytes of {result}")
+        return None if result == promised else Damage(path, expected, f"bytes of {result}")
     cause = result.__cause__
     if isinstance(cause, OSError) and cause.errno == errno.EIO:
         return Damage(path, expected, "a disk that does not give them back", unreadable=True)
@@ -155,14 +164,16 @@ def _verdict(folder: Path, path: str, promised: set[str], result: Digest | Sover
     ) from result
 
 
-def _difference(path: str, promised: tuple[Written, ...], status: os.stat_result | None) -> Damage | None:
-    last = promised[-1]
+def _difference(path: str, promised: Promised, status: os.stat_result | None) -> Damage | None:
     if status is None or not stat.S_ISREG(status.st_mode):
-        return Damage(path, f"a file of {last.size} bytes", "none" if status is None else _kind(status))
-    if all(status.st_size != written.size for written in promised):
-        return Damage(path, f"{last.size} bytes", str(status.st_size))
-    if all((status.st_size, status.st_mtime_ns) != (each.size, each.mtime_ns) for each in promised):
-        return Damage(path, f"a file written at {_seconds(last.mtime_ns)}", _seconds(status.st_mtime_ns))
+        return Damage(path, f"a file of {promised.size} bytes", "none" if status is None else _kind(status))
+    if status.st_size != promised.size:
+        return Damage(path, f"{promised.size} bytes", str(status.st_size))
+    if not promised.times:
+        return Damage(path, f"a marker that vouches for {promised.digest}", "none that does")
+    if status.st_mtime_ns not in promised.times:
+        expected = f"a file written at {_seconds(promised.times[-1])}"
+        return Damage(path, expected, f"one written at {_seconds(status.st_mtime_ns)}")
     return None
 
 

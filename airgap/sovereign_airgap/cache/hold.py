@@ -21,16 +21,16 @@ from typing import Final
 
 from sovereign_airgap.cache.damage import (
     Damage,
+    Promised,
     Rehash,
-    Vouched,
     compare,
     described,
-    read_vouched,
-    vouched_by,
-    without_weights,
+    no_manifest,
+    promised_by,
+    read_marked,
 )
 from sovereign_airgap.cache.ending import Ending
-from sovereign_airgap.cache.layout import IN_USE, entry_folder
+from sovereign_airgap.cache.layout import IN_USE, Entry, entry_folder
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained
 from sovereign_airgap.errors import CacheCorrupt, CacheMissing, DiskFailed
@@ -66,8 +66,9 @@ def hold(tenant_folder: Path, digest: Digest, held_file: Path, options: HoldOpti
     signal came before it was held.
     """
     _require_place(held_file)
-    with _wanted(entry_folder(tenant_folder, digest), digest, options, ending) as files:
-        size = sum(written[-1].size for written in files.values())
+    entry = Entry(tenant_folder.name, digest, entry_folder(tenant_folder, digest))
+    with _wanted(entry, options, ending) as files:
+        size = sum(promised.size for promised in files.values())
         ending.check()
         with explained(held_file):
             held_file.touch(exist_ok=False)
@@ -87,22 +88,21 @@ def _require_place(held_file: Path) -> None:
 
 
 @contextmanager
-def _wanted(folder: Path, digest: Digest, options: HoldOptions, ending: Ending) -> Iterator[Vouched]:
+def _wanted(entry: Entry, options: HoldOptions, ending: Ending) -> Iterator[dict[str, Promised]]:
     """The files of the entry, compared or hashed, and locked while the block lasts."""
+    folder = entry.folder
     ends = time.monotonic() + options.seconds
     while True:
         with shared(folder) as is_ours:
-            files = _files(folder, digest, options.config_only) if is_ours else None
-            if files is not None:
-                _require_undamaged(folder, files, options, ending)
-                yield files
+            if is_ours and _is_complete(entry, options.config_only):
+                yield _undamaged(entry, options, ending)
                 return
         left = ends - time.monotonic()
         if left <= 0:
+            lacking = "it is not whole yet" if folder.is_dir() else "nothing of it is there"
             raise CacheMissing(
-                f"Expected {digest} to be complete in {folder.parent} within {options.seconds:g} s, but "
-                f"{'it is not complete' if folder.is_dir() else 'nothing of it is there'}; look at the "
-                "fetch of this node."
+                f"Expected {entry.digest} to be complete in {folder.parent} within {options.seconds:g} s, "
+                f"but {lacking}; look at the fetch of this node."
             )
         ending.pause(min(_POLL_SECONDS, left))
 
@@ -158,33 +158,35 @@ def _names(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _files(folder: Path, digest: Digest, config_only: bool) -> Vouched | None:
-    """What the markers vouch for of what is wanted; None where it is not complete."""
-    markers = {name: read_vouched(folder, digest, name) for name in (MARKER, CONFIG_MARKER)}
-    everything = vouched_by(*markers.values())
-    decisive = [markers[MARKER], *([markers[CONFIG_MARKER]] if config_only else [])]
-    for marker in decisive:
-        if marker is not None and not isinstance(marker, Damage):
-            files = {path: everything[path] for path in marker}
-            return without_weights(files) if config_only else files
-    for marker in decisive:
-        if isinstance(marker, Damage):
-            raise _corrupt(folder, [marker])
-    return None
+def _is_complete(entry: Entry, config_only: bool) -> bool:
+    """Whether a marker says so; raises CacheCorrupt where one is there, but is not the entry's."""
+    names = (MARKER, CONFIG_MARKER) if config_only else (MARKER,)
+    markers = [read_marked(entry, name) for name in names]
+    damages = [marker for marker in markers if isinstance(marker, Damage)]
+    if damages and all(marker is None or isinstance(marker, Damage) for marker in markers):
+        raise _corrupt(entry, damages)
+    return any(marker is not None for marker in markers)
 
 
-def _require_undamaged(folder: Path, files: Vouched, options: HoldOptions, ending: Ending) -> None:
-    damages = compare(folder, files, weights_too=not options.config_only)
+def _undamaged(entry: Entry, options: HoldOptions, ending: Ending) -> dict[str, Promised]:
+    """What is wanted of the manifest, after a look at all of it."""
+    manifest = entry.manifest()
+    if manifest is None:
+        raise _corrupt(entry, [no_manifest(entry)])
+    layers = (layer for layer in manifest.layers if not (options.config_only and layer.is_weight))
+    files = promised_by(layers, *(read_marked(entry, name) for name in (MARKER, CONFIG_MARKER)))
+    damages = compare(entry, files, manifest)
     if not damages and options.verify_always:
-        damages = Rehash(options.parallel, lambda _: ending.check()).damages(folder, files)
+        damages = Rehash(options.parallel, lambda _: ending.check()).damages(entry.folder, files)
     for damage in damages:
         if damage.unreadable:
-            raise DiskFailed(f"In {folder}: {damage}; check the node's disk.")
+            raise DiskFailed(f"In {entry.folder}: {damage}; check the node's disk.")
     if damages:
-        raise _corrupt(folder, damages)
+        raise _corrupt(entry, damages)
+    return files
 
 
-def _corrupt(folder: Path, damages: list[Damage]) -> CacheCorrupt:
+def _corrupt(entry: Entry, damages: list[Damage]) -> CacheCorrupt:
     return CacheCorrupt(
-        f"In {folder}: {described(damages)}; fetch it again with --verify always, which repairs it."
+        f"In {entry.folder}: {described(damages)}; fetch it again with --verify always, which repairs it."
     )

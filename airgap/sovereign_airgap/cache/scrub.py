@@ -13,13 +13,23 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from sovereign_airgap.cache.damage import Damage, Rehash, Vouched, below, compare, read_vouched, vouched_by
+from sovereign_airgap.cache.damage import (
+    Damage,
+    Marker,
+    Rehash,
+    below,
+    compare,
+    no_manifest,
+    promised_by,
+    read_marked,
+)
 from sovereign_airgap.cache.layout import Cache, Entry, Inode
 from sovereign_airgap.cache.locks import alone
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import regular_file
 from sovereign_airgap.errors import CacheMissing
-from sovereign_airgap.marker import CONFIG_MARKER, MARKER, Written
+from sovereign_airgap.manifest import Layer
+from sovereign_airgap.marker import CONFIG_MARKER, MARKER
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.strict_json import Json
 
@@ -39,7 +49,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """One entry; `size` in bytes, as its markers say."""
+    """One entry; `files` and `size` (bytes) as its manifest has them."""
 
     entry: Entry
     state: State
@@ -77,8 +87,8 @@ def scrub(
     if not entries and (tenant is not None or digest is not None):
         named = " of ".join(str(each) for each in (digest, tenant) if each is not None)
         raise CacheMissing(f"Expected {named} in {cache.root}, found nothing of it; look at `cache list`.")
-    promised = [_vouched(entry)[1] for entry in entries]
-    progress.expect(sum(map(len, promised)), sum(map(_size, promised)))
+    layers = [layer for entry in entries for layer in _promised(entry, *_markers(entry))]
+    progress.expect(len(layers), sum(layer.size for layer in layers))
     progress.enter("hashing")
     rehash = Rehash(parallel, progress.moved)
     found = {entry: _examine(entry, rehash, progress) for entry in entries}
@@ -96,21 +106,26 @@ def _examine(entry: Entry, rehash: Rehash, progress: Progress) -> Examined | Non
     with alone(entry.folder) as is_ours:
         if not is_ours:
             return Examined(entry, State.SKIPPED)
-        markers, files = _vouched(entry)
+        markers = _markers(entry)
         if all(marker is None for marker in markers):
             return None
+        layers = _promised(entry, *markers)
         damages = [marker for marker in markers if isinstance(marker, Damage)]
-        damages += compare(entry.folder, files, weights_too=isinstance(markers[0], dict))
-        differing = {damage.path for damage in damages}
-        damages += rehash.damages(
-            entry.folder, {path: written for path, written in files.items() if path not in differing}
-        )
+        manifest = entry.manifest()
+        if manifest is None:
+            damages.append(no_manifest(entry))
+        else:
+            files = promised_by(layers, *markers)
+            damages += compare(entry, files, manifest)
+            differing = {damage.path for damage in damages}
+            alike = {path: promised for path, promised in files.items() if path not in differing}
+            damages += rehash.damages(entry.folder, alike)
         if damages:
             entry.withdraw()
-    for path in files:
-        progress.finished(path)
+    for layer in layers:
+        progress.finished(layer.path)
     state = State.DAMAGED if damages else State.SOUND
-    return Examined(entry, state, len(files), _size(files), tuple(damages))
+    return Examined(entry, state, len(layers), sum(layer.size for layer in layers), tuple(damages))
 
 
 def _sharing(cache: Cache, examined: Mapping[Entry, Examined]) -> dict[Entry, Examined]:
@@ -141,13 +156,19 @@ def _sharing(cache: Cache, examined: Mapping[Entry, Examined]) -> dict[Entry, Ex
     return found
 
 
-def _vouched(entry: Entry) -> tuple[tuple[dict[str, Written] | Damage | None, ...], Vouched]:
-    markers = tuple(read_vouched(entry.folder, entry.digest, name) for name in (MARKER, CONFIG_MARKER))
-    return markers, vouched_by(*markers)
+def _markers(entry: Entry) -> tuple[Marker | Damage | None, Marker | Damage | None]:
+    """That of everything, and that of everything but the weights."""
+    return read_marked(entry, MARKER), read_marked(entry, CONFIG_MARKER)
 
 
-def _size(files: Vouched) -> int:
-    return sum(written[-1].size for written in files.values())
+def _promised(
+    entry: Entry, whole: Marker | Damage | None, config: Marker | Damage | None
+) -> tuple[Layer, ...]:
+    """What has to be there, going by which markers are."""
+    manifest = entry.manifest()
+    if manifest is None or (whole is None and config is None):
+        return ()
+    return tuple(layer for layer in manifest.layers if not (whole is None and layer.is_weight))
 
 
 def show(examined: Sequence[Examined], console: Console) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sovereign_airgap.cache.ending import Ending
 from sovereign_airgap.cache.hold import Held, HoldOptions, hold
 from sovereign_airgap.cache.layout import Entry
-from tests.unit.airgap.cache_entries import MANIFEST, an_entry
+from tests.unit.airgap.cache_entries import ONE, an_entry
 
 Step = Callable[[], object]
 
@@ -49,7 +49,7 @@ class Node:
     def hold_by(self, ending: Ending, **options: object) -> Held:
         wanted = HoldOptions(**options)  # type: ignore[arg-type]
         try:
-            return hold(self.tenant, MANIFEST, self.held_file, wanted, ending)
+            return hold(self.tenant, ONE, self.held_file, wanted, ending)
         finally:
             assert not self.held_file.exists()
 

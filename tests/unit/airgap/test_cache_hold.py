@@ -21,8 +21,8 @@ from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import CacheCorrupt, CacheMissing, DiskFailed, Interrupted
 from tests.unit.airgap.cache_entries import (
     FILES,
-    MANIFEST,
-    OTHER_MANIFEST,
+    ONE,
+    OTHER,
     SHARD,
     mark,
     rot,
@@ -56,19 +56,19 @@ def test_an_entry_that_comes_while_it_waits_is_held(node: Node) -> None:
 
 @pytest.mark.parametrize(
     ("put", "what"),
-    [(lambda node: None, "nothing of it is there"), (lambda node: node.put(complete=False), "not complete")],
+    [(lambda node: None, "nothing of it is there"), (lambda node: node.put(complete=False), "whole yet")],
     ids=["nothing", "half"],
 )
 def test_what_does_not_come_in_time_is_missing(node: Node, put: Callable[[Node], object], what: str) -> None:
     put(node)
-    with pytest.raises(CacheMissing, match=f"{MANIFEST}.* 0 s.* {what}") as caught:
+    with pytest.raises(CacheMissing, match=f"{ONE}.* 0 s.* {what}") as caught:
         node.hold(seconds=0)
     assert caught.value.retryable
 
 
 def test_the_entry_of_another_tenant_or_artifact_is_not_held(node: Node) -> None:
     node.put(tenant="team-b")
-    node.put(digest=OTHER_MANIFEST)
+    node.put(name="other")
     with pytest.raises(CacheMissing):
         node.hold(seconds=0)
 
@@ -157,7 +157,7 @@ def test_it_says_that_it_holds_only_after_everything_was_looked_at(node: Node) -
 @pytest.mark.parametrize(
     ("spoil", "found"),
     [
-        (lambda entry: mark(entry, of=OTHER_MANIFEST), str(OTHER_MANIFEST)),
+        (lambda entry: mark(entry, of=OTHER), str(OTHER)),
         (lambda entry: (entry.folder / ".complete").write_bytes(b'{"format": 1'), "found none"),
         (lambda entry: a_link(entry.folder / ".complete"), "found a link"),
         (lambda entry: a_pipe(entry.folder / ".complete"), "found something that is no file"),
@@ -180,6 +180,24 @@ def test_a_marker_of_which_one_line_is_broken_vouches_for_nothing(node: Node) ->
         node.hold()
 
 
+def test_files_and_marker_that_somebody_wrote_together_are_not_held(node: Node) -> None:
+    entry = node.put()
+    forged = {**FILES, SHARD: FILES[SHARD][::-1]}
+    (entry.folder / SHARD).write_bytes(forged[SHARD])
+    mark(entry, forged)
+    right = Digest.of(FILES[SHARD])
+    with pytest.raises(CacheCorrupt, match=f"expected a marker that vouches for {right} at {SHARD}"):
+        node.hold()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}"], ids=["none", "empty", "another"])
+def test_without_its_manifest_nothing_says_what_an_entry_should_be(node: Node, content: bytes | None) -> None:
+    place = node.put().folder / ".manifest"
+    place.unlink() if content is None else place.write_bytes(content)
+    with pytest.raises(CacheCorrupt, match=rf"the manifest {ONE} at \.manifest"):
+        node.hold()
+
+
 def test_a_link_in_place_of_the_entry_or_its_lock_is_not_followed(node: Node) -> None:
     entry = node.put()
     a_link(entry.folder / IN_USE)
@@ -194,7 +212,7 @@ def test_a_link_in_place_of_the_entry_or_its_lock_is_not_followed(node: Node) ->
 
 
 def test_without_the_weights_only_the_other_files_are_looked_at(node: Node) -> None:
-    entry = node.put(files=without_weights(), complete=False)
+    entry = node.put(there=without_weights(), complete=False)
     mark(entry, without_weights(), config_only=True)
     (entry.folder / SHARD).write_bytes(b"on its way")
     (entry.folder / ".sovereign-0123.partial").touch()
@@ -230,7 +248,7 @@ def test_one_marker_that_is_older_than_a_repair_does_no_harm(node: Node, stale: 
 def test_a_broken_marker_of_everything_does_no_harm_without_the_weights(node: Node) -> None:
     entry = node.put()
     mark(entry, without_weights(), config_only=True)
-    mark(entry, of=OTHER_MANIFEST)
+    mark(entry, of=OTHER)
     node.hold(config_only=True)
     (entry.folder / ".complete-config").unlink()
     with pytest.raises(CacheCorrupt):

@@ -18,7 +18,7 @@ import pytest
 
 from sovereign_airgap.cache.eviction import evict
 from sovereign_airgap.cache.layout import Entry
-from tests.unit.airgap.cache_entries import FILES, MANIFEST, SHARD, an_entry, mark, rot
+from tests.unit.airgap.cache_entries import FILES, ONE, SHARD, an_endless_entry, an_entry, rot
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ class Pod:
 
     def __init__(self, folder: Path, tenant: Path, *options: str, program: tuple[str, ...] = ()) -> None:
         self.held_file, self.result_file = folder / "held", folder / "result"
-        arguments = ["cache", "hold", "--tenant-dir", str(tenant), "--manifest", str(MANIFEST)]
+        arguments = ["cache", "hold", "--tenant-dir", str(tenant), "--manifest", str(ONE)]
         files = ["--held-file", str(self.held_file), "--result-file", str(self.result_file)]
         command = program or (sys.executable, "-m", "sovereign_airgap.cli")
         self.process = subprocess.Popen(
@@ -127,10 +127,8 @@ def test_a_signal_while_it_waits_ends_it_at_once(start: Start, folder: Path) -> 
     assert (pod.result["reason"], pod.held_file.exists()) == ("Interrupted", False)
 
 
-def test_a_signal_while_it_hashes_ends_it_at_once(start: Start, entry: Entry) -> None:
-    os.truncate(entry.folder / SHARD, 1 << 40)  # without a block on the disk, and hours of work
-    mark(entry)
-    pod = start("--verify", "always")
+def test_a_signal_while_it_hashes_ends_it_at_once(start: Start, folder: Path) -> None:
+    pod = start("--verify", "always", "--manifest", str(an_endless_entry(folder / "cache").digest))
     pod.wait_until(lambda: int(pod.told("rchar", "io")) > 64 * 1024 * 1024)
     assert pod.end() == 1
     assert (pod.result["reason"], pod.held_file.exists()) == ("Interrupted", False)

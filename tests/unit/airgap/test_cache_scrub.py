@@ -22,8 +22,8 @@ from sovereign_airgap.errors import CacheMissing, DiskFailed
 from sovereign_airgap.progress import Progress
 from tests.unit.airgap.cache_entries import (
     FILES,
-    MANIFEST,
-    OTHER_MANIFEST,
+    ONE,
+    OTHER,
     SHARD,
     an_entry,
     mark,
@@ -51,7 +51,7 @@ def paths(examined: Examined) -> list[str]:
 
 
 def test_a_sound_cache_stays_as_it_is_and_every_byte_was_looked_at(root: Path) -> None:
-    entries = [an_entry(root), an_entry(root, "team-b"), an_entry(root, digest=OTHER_MANIFEST)]
+    entries = [an_entry(root), an_entry(root, "team-b"), an_entry(root, name="other")]
     mark(entries[0], without_weights(), config_only=True)
     before = everything(root)
     progress = Progress()
@@ -69,9 +69,9 @@ def test_a_sound_cache_stays_as_it_is_and_every_byte_was_looked_at(root: Path) -
 
 @pytest.mark.parametrize("config_only", [False, True], ids=["everything", "without weights"])
 def test_a_rotten_file_withdraws_its_entry_and_no_other(root: Path, config_only: bool) -> None:
-    files = without_weights() if config_only else FILES
-    entry = an_entry(root, files=files, complete=False)
-    mark(entry, files, config_only)
+    there = without_weights() if config_only else FILES
+    entry = an_entry(root, there=there, complete=False)
+    mark(entry, there, config_only)
     other = an_entry(root, "team-b")
     rot(entry.folder / "config.json")
     before = everything(root)
@@ -105,7 +105,7 @@ def test_everything_that_a_pod_would_refuse_is_found(root: Path) -> None:
     [
         lambda marker: marker.write_bytes(b"{"),
         lambda marker: marker.write_bytes(
-            marker.read_bytes().replace(str(MANIFEST).encode(), b"sha256:" + b"0" * 64)
+            marker.read_bytes().replace(str(ONE).encode(), b"sha256:" + b"0" * 64)
         ),
         lambda marker: (marker.unlink(), marker.symlink_to("/etc/hostname")),
     ],
@@ -118,12 +118,32 @@ def test_a_marker_that_vouches_for_something_else_is_withdrawn(
     spoil(entry.folder / ".complete")
     (examined,) = scrub(root).values()
     assert (examined.state, paths(examined)[0]) == (State.DAMAGED, ".complete")
+    assert len(paths(examined)) == 1 + len(FILES), "and for none of the files"
     assert not (entry.folder / ".complete").is_symlink() and not (entry.folder / ".complete").exists()
+
+
+@pytest.mark.parametrize("content", [None, b"{}"], ids=["none", "another"])
+def test_an_entry_without_its_manifest_is_withdrawn(root: Path, content: bytes | None) -> None:
+    entry = an_entry(root)
+    place = entry.folder / ".manifest"
+    place.unlink() if content is None else place.write_bytes(content)
+    (examined,) = scrub(root).values()
+    assert (examined.state, paths(examined)) == (State.DAMAGED, [".manifest"])
+    assert not entry.complete
+
+
+def test_files_and_marker_that_somebody_wrote_together_are_damage(root: Path) -> None:
+    entry = an_entry(root)
+    forged = {**FILES, SHARD: FILES[SHARD][::-1]}
+    (entry.folder / SHARD).write_bytes(forged[SHARD])
+    mark(entry, forged)
+    (examined,) = scrub(root).values()
+    assert (examined.state, paths(examined)) == (State.DAMAGED, [SHARD])
 
 
 def two_that_share(root: Path) -> tuple[Entry, Entry]:
     """Two artifacts of one tenant with the same first shard, linked."""
-    entry, other = an_entry(root), an_entry(root, digest=OTHER_MANIFEST, complete=False)
+    entry, other = an_entry(root), an_entry(root, name="other", complete=False)
     (other.folder / SHARD).unlink()
     os.link(entry.folder / SHARD, other.folder / SHARD)
     mark(other)
@@ -168,9 +188,11 @@ def test_who_links_a_damaged_file_while_it_is_hashed_is_withdrawn(root: Path) ->
     assert not other.complete
 
 
-def test_an_entry_that_is_sound_by_itself_keeps_what_another_promised_wrongly(root: Path) -> None:
+def test_an_entry_that_is_sound_by_itself_keeps_a_file_that_is_wrong_in_another(root: Path) -> None:
     entry, other = two_that_share(root)
-    mark(entry, {**FILES, SHARD: b"promised by mistake"})
+    wrong = entry.folder / "config.json"
+    wrong.unlink()
+    wrong.hardlink_to(other.folder / SHARD)
     found = scrub(root)
     assert (found[str(entry)].state, found[str(other)].state) == (State.DAMAGED, State.SOUND)
     assert other.complete
@@ -219,12 +241,12 @@ def test_pods_that_hold_an_entry_do_not_keep_it_from_being_scrubbed(root: Path) 
 
 
 def test_one_tenant_or_one_artifact_can_be_named(root: Path) -> None:
-    first, second = an_entry(root), an_entry(root, digest=OTHER_MANIFEST)
+    first, second = an_entry(root), an_entry(root, name="other")
     third = an_entry(root, "team-b")
     assert scrub(root, "team-a").keys() == {str(first), str(second)}
-    assert scrub(root, digest=MANIFEST).keys() == {str(first), str(third)}
-    assert scrub(root, "team-b", MANIFEST).keys() == {str(third)}
-    for tenant, digest in (("team-c", None), ("team-b", OTHER_MANIFEST), (None, Digest.of(b"third"))):
+    assert scrub(root, digest=ONE).keys() == {str(first), str(third)}
+    assert scrub(root, "team-b", ONE).keys() == {str(third)}
+    for tenant, digest in (("team-c", None), ("team-b", OTHER), (None, Digest.of(b"third"))):
         with pytest.raises(CacheMissing, match="found nothing of it"):
             scrub(root, tenant, digest)
 
@@ -304,19 +326,19 @@ def test_the_command_ends_with_3_and_names_entry_and_files(
     told = capsys.readouterr()
     (document,) = json.loads(told.out)["entries"]
     named = {key: document[key] for key in ("tenant", "manifest", "state")}
-    assert named == {"tenant": "team-a", "manifest": str(MANIFEST), "state": "damaged"}
+    assert named == {"tenant": "team-a", "manifest": str(ONE), "state": "damaged"}
     (damage,) = document["damages"]
     assert (damage["path"], damage["expected"]) == (SHARD, f"bytes of {Digest.of(FILES[SHARD])}")
     written = json.loads(result.read_text())
     assert written["reason"] == "CacheCorrupt"
-    assert f"team-a/{MANIFEST} ({SHARD})" in written["message"]
+    assert f"team-a/{ONE} ({SHARD})" in written["message"]
     assert run_scrub(root, result) == 0, "nothing vouches for it any more"
 
 
 def test_the_message_about_many_damaged_files_is_bounded(root: Path, result: Path) -> None:
     names = {f"{number:03}-{'x' * 200}.json": b"x" for number in range(60)}
     for number in range(9):
-        entry = an_entry(root, digest=Digest.of(b"%d" % number), files=names)
+        entry = an_entry(root, name=f"model-{number}", files=names)
         for path in names:
             (entry.folder / path).unlink()
     assert run_scrub(root, result) == 3

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of one fetch, and what is done about it: from its Job, that Job's pod, and the pods that
-need it.
+"""What is known of one fetch, and what is done about it. Pure.
 
-Pure. A completed Job is the record that a node has the weights. The record is wrong where a pod says so
-later: somebody cleared the disk, or a file is damaged. A pod that holds the weights is right whatever the
-record says.
+It comes from its Job, from that Job's pod, and from the model's pods that need the weights. A completed Job
+is the record that a node has the weights. The record is wrong where a pod says so later: somebody cleared
+the disk, or a file is damaged. A pod that holds the weights is right whatever the record says, unless
+another one found them damaged since.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def state_of(case: Case, fetch: Fetch) -> FetchState:
     else:
         found = _running(case, fetch, job)
     holder = next((each.pod for each in _at(case, fetch) if _holds(each, fetch)), None)
-    if holder is None or found.is_ready:
+    if holder is None or found.is_ready or _complaints(case, fetch):
         return found
     words = f"{name_of(holder)} holds them. {found.message}"
     return replace(_ready(case, fetch, words), actions=found.actions, again=found.again)

@@ -90,8 +90,9 @@ class Site:
         self.system, self.models = f"system-{tag}", f"models-{tag}"
         self.product = f"Product-{tag}"
         self.settings: dict[str, Any] = {}
-        self._nodes: list[str] = []
+        self.nodes: list[str] = []
         self._over = threading.Event()
+        self._beating = threading.Lock()
         self._heart = threading.Thread(target=self._beat, daemon=True)
         for namespace in (self.system, self.models):
             self.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
@@ -195,10 +196,15 @@ class Site:
         )
         amounts = {"cpu": "64", "memory": "256Gi", "pods": "110", RESOURCE: "8"}
         self.api.patch("Node", None, node, self._heartbeat(capacity=amounts, allocatable=amounts), "status")
-        self._nodes.append(node)
+        self.nodes.append(node)
         if not self._heart.is_alive():
             self._heart.start()
         return node
+
+    def remove_node(self, name: str) -> None:
+        with self._beating:
+            self.nodes.remove(name)
+            self.api.delete("Node", None, name)
 
     @staticmethod
     def _heartbeat(**status: Any) -> Manifest:
@@ -210,8 +216,9 @@ class Site:
         """Plays the kubelet's heartbeat: without it the node controller calls a node lost after 40 s."""
         api = ApiServer(self.cluster.kubeconfig)
         while not self._over.wait(8):
-            for node in self._nodes:
-                api.patch("Node", None, node, self._heartbeat(), "status")
+            with self._beating:
+                for node in self.nodes:
+                    api.patch("Node", None, node, self._heartbeat(), "status")
         api.close()
 
     @property

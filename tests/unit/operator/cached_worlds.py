@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -225,7 +226,9 @@ def a_distributed_universe(*names: str, **spec: Any) -> CachedUniverse:
     universe.settle()
     universe.end_fetches()
     universe.settle()
-    universe.start_cluster(on=universe.chosen())
+    (group,) = universe.service()["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pods = group["replicas"] * group.get("numOfHosts", 1)
+    universe.start_cluster(on=list(itertools.islice(itertools.cycle(universe.chosen()), pods)))
     universe.settle()
     assert universe.reason() == "AllChecksPassed", universe.body["status"]
     universe.done.clear()

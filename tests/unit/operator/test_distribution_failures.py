@@ -245,6 +245,21 @@ def test_a_pod_that_does_not_find_its_weights_has_them_fetched_again(said: Any, 
     assert universe.fetching() == []
 
 
+def test_who_holds_damaged_weights_does_not_speak_against_who_found_them_damaged() -> None:
+    universe = a_distributed_universe("gpu-a", serving={"replicas": 2, "parallelism": {"tensor": 4}})
+    universe.later(7200)
+    universe.complain("one-1", CORRUPT)
+    universe.step()
+    assert universe.reason() == "CacheCorrupt"
+    universe.settle()
+    assert universe.fetching() == ["gpu-a"]
+    assert universe.condition("Distributed")["status"] == "False"
+    universe.later(60)
+    universe.end_fetch("gpu-a")
+    universe.settle()
+    assert universe.condition("Distributed")["status"] == "True"
+
+
 def test_repairs_that_do_not_help_have_their_backoff() -> None:
     universe = a_distributed_universe("gpu-a")
     began = universe.now

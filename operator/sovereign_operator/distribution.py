@@ -19,7 +19,8 @@ from sovereign_operator.api import DeliveryNode, DeliveryStatus, SovereignModel
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.desired.fetch_job import Fetch
 from sovereign_operator.distribution_nodes import Landed, choose, landed, references, wanted
-from sovereign_operator.fetch_states import CACHE_FULL, Case, FetchState, state_of, succeeded
+from sovereign_operator.fetch_case import Case, succeeded
+from sovereign_operator.fetch_states import FetchState, state_of
 from sovereign_operator.fetch_strays import Clearance, clearance
 from sovereign_operator.fetches import LISTED_NODES, digests_of
 from sovereign_operator.job_tries import result_of
@@ -30,6 +31,8 @@ from sovereign_operator.world import Action, Happening, Stage, World, is_finishe
 LONGEST_MESSAGE: Final = 256
 # Named in the condition's message; status.delivery has all.
 NAMED_NODES: Final = 4
+# Where this was said, another node is better.
+CACHE_FULL: Final = "CacheFull"
 
 
 @dataclass(frozen=True, slots=True)

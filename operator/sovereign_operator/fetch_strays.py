@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sovereign_operator import reasons
 from sovereign_operator.api import ANNOTATION_ARTIFACT, ANNOTATION_NODE
 from sovereign_operator.desired.fetch_job import Fetch
-from sovereign_operator.fetch_states import Case
+from sovereign_operator.fetch_case import Case
 from sovereign_operator.fetches import fetch_key, label_of
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import (

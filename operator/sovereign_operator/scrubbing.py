@@ -13,7 +13,8 @@ from datetime import datetime
 from typing import Final
 
 from sovereign_operator.desired.fetch_job import Fetch, scrub_job
-from sovereign_operator.fetch_states import Case, FetchState, succeeded
+from sovereign_operator.fetch_case import Case, succeeded
+from sovereign_operator.fetch_states import FetchState
 from sovereign_operator.job_tries import ended_at, numbered
 from sovereign_operator.world import Action, Create, Delete, is_dying, is_finished
 

@@ -57,9 +57,6 @@ class Shelf(Mapping[Key, Iterable[Manifest]]):
             self.put(body)
         return before | set(self)
 
-    def in_namespace(self, namespace: str) -> Iterator[Manifest]:
-        return (one for key, found in self._objects.items() if key[0] == namespace for one in found.values())
-
     def _remove(self, uid: str) -> None:
         key = self._keys.pop(uid, None)
         if key is not None:

@@ -193,14 +193,15 @@ def _pod(
     # By the node's name and not by its label for hosts, which is another where names are long.
     this_node = {"matchFields": [{"key": "metadata.name", "operator": "In", "values": [fetch.node]}]}
     only_there = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [this_node]}}
-    place = {key: value for key, value in on_nodes(model).items() if key == "tolerations"}
+    # Nothing else goes to a cordoned node, but a pod of the model that is there already may wait for this.
+    cordoned = {"key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule"}
     return {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": root_pod_security(),
         "affinity": {"nodeAffinity": only_there},
-        **place,
+        "tolerations": [*on_nodes(model).get("tolerations", ()), cordoned],
         "volumes": volumes,
         "containers": [
             {
@@ -211,7 +212,7 @@ def _pod(
                 "env": offline_environment(),
                 "ports": [{"name": "progress", "containerPort": PROGRESS_PORT}],
                 "resources": {
-                    "requests": {"cpu": "250m", "memory": size(256 * MIB)},
+                    "requests": {"cpu": "100m", "memory": size(128 * MIB)},
                     "limits": {"memory": size(512 * MIB)},
                 },
                 "securityContext": root_restricted(),

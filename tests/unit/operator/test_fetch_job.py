@@ -140,7 +140,8 @@ def test_its_pod_is_root_and_nothing_else() -> None:
 def test_it_runs_where_the_model_may_and_needs_no_accelerator() -> None:
     placement = {"tolerations": [{"key": "a", "operator": "Exists"}], "nodeSelector": {"zone": "one"}}
     pod = pod_of(a_job(model=with_node_cache(a_model(placement=placement))))
-    assert pod["tolerations"] == [{"key": "a", "operator": "Exists"}]
+    cordoned = {"key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule"}
+    assert pod["tolerations"] == [{"key": "a", "operator": "Exists"}, cordoned]
     assert "nodeSelector" not in pod
     assert set(pod["containers"][0]["resources"]["limits"]) == {"memory"}
 

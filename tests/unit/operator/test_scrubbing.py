@@ -86,6 +86,7 @@ def test_a_scrub_that_fails_changes_nothing_and_is_not_repeated_at_the_pace_of_a
     universe.done.clear()
     assert universe.settle().rest == 3600
     assert universe.reason() == "AllChecksPassed"
+    assert "scrub failed (RegistryUnavailable)" in universe.node_status("gpu-a")["message"]
     universe.later(3590)
     universe.settle()
     assert universe.done == []

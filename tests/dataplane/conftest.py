@@ -11,6 +11,7 @@ import pytest
 from dev.binaries import BuildFailed, binary
 from dev.registry import LocalRegistry
 from tests.dataplane.bundle_site import WIDTH, BundleSite, a_bundle_site
+from tests.dataplane.cache_site import NodeSite
 from tests.dataplane.models import a_model
 from tests.dataplane.site import Site, a_site
 from tests.unit.airgap.bundles import a_bundle
@@ -60,3 +61,10 @@ def own_site(bundle: Path, registry: LocalRegistry, tmp_path: Path) -> Iterator[
     """With a registry of the test's own, whose disk and process it may harm."""
     with LocalRegistry(tmp_path / "registry") as server, a_bundle_site(bundle, server, "own") as made:
         yield made
+
+
+@pytest.fixture
+def node(site: Site, tmp_path: Path) -> NodeSite:
+    node = NodeSite(site, tmp_path)
+    node.root.mkdir()
+    return node

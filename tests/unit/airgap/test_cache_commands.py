@@ -14,7 +14,7 @@ from sovereign_airgap.cache.locks import alone
 from sovereign_airgap.cache.room import on_disk
 from sovereign_airgap.cli import RESULT_BYTES, run
 from sovereign_airgap.commands.cache_fetch import AMOUNT
-from tests.unit.airgap.cache_entries import MANIFEST, an_entry, rot
+from tests.unit.airgap.cache_entries import an_entry, rot
 from tests.unit.airgap.cache_node import MIB, SHARD, Node, an_artifact, size_of
 from tests.unit.airgap.shelf import FILES
 from tests.unit.airgap.test_cli import QUICK
@@ -139,7 +139,7 @@ def test_the_list_says_what_there_is(node: Node, capsys: pytest.CaptureFixture[s
     listing = ["cache", "list", "--root", str(node.cache.root), "--budget", "1GiB"]
     node.fetch()
     node.fetch(node.other, "team-b", config_only=True)
-    partial = an_entry(node.cache.root, "team-c", MANIFEST, complete=False)
+    partial = an_entry(node.cache.root, "team-c", complete=False)
     with (node.entry().folder / IN_USE).open("rb") as held, alone(partial.folder):
         fcntl.flock(held, fcntl.LOCK_SH)
         assert run([*listing, "--json"]) == 0

@@ -30,7 +30,7 @@ from sovereign_airgap.cache.locks import alone, is_held
 from sovereign_airgap.errors import CacheBusy, DiskFailed, InvalidReference
 from sovereign_airgap.names import defect_of
 from sovereign_airgap.pace import Pace, Patience
-from tests.unit.airgap.cache_entries import FILES, MANIFEST, OTHER_MANIFEST, an_entry, mark
+from tests.unit.airgap.cache_entries import FILES, ONE, OTHER, an_entry, mark
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def cache(tmp_path: Path) -> Cache:
 
 
 def test_only_folders_named_as_entries_of_namespaces_count(cache: Cache, tmp_path: Path) -> None:
-    wanted = [an_entry(cache.root, "team-b"), an_entry(cache.root, "team-a", OTHER_MANIFEST)]
-    hexadecimal = MANIFEST.hex
+    wanted = [an_entry(cache.root, "team-b"), an_entry(cache.root, "team-a", "other")]
+    hexadecimal = ONE.hex
     for name in (
         f"team-a/sha256-{hexadecimal[:-1]}",
         f"team-a/sha256-{hexadecimal.upper()}",
@@ -54,7 +54,7 @@ def test_only_folders_named_as_entries_of_namespaces_count(cache: Cache, tmp_pat
     (cache.root / "a-file").touch()
     (cache.root / f"team-a/sha256-{hexadecimal}").touch()
     (cache.root / "a-link").symlink_to(cache.root / "team-b")
-    (cache.root / f"team-b/sha256-{OTHER_MANIFEST.hex}").symlink_to(wanted[0].folder)
+    (cache.root / f"team-b/sha256-{OTHER.hex}").symlink_to(wanted[0].folder)
 
     assert cache.tenants() == ["team-a", "team-b"]
     assert cache.entries() == [wanted[1], wanted[0]]
@@ -78,7 +78,7 @@ def test_a_namespace_can_be_a_tenant(name: str) -> None:
 )
 def test_nothing_else_can(cache: Cache, name: str) -> None:
     with pytest.raises(InvalidReference, match="Expected a tenant"):
-        cache.entry(name, MANIFEST)
+        cache.entry(name, ONE)
     with pytest.raises(InvalidReference):
         cache.entries(name)
 
@@ -104,7 +104,7 @@ def test_an_entry_is_as_complete_as_its_markers_say(cache: Cache, config_only: b
 
 def test_the_marker_of_another_artifact_vouches_for_nothing(cache: Cache) -> None:
     entry = an_entry(cache.root, complete=False)
-    mark(entry, of=OTHER_MANIFEST)
+    mark(entry, of=OTHER)
     assert not entry.complete
     assert entry.vouched(config_only=False) is None
 
@@ -217,7 +217,7 @@ def test_a_lock_that_is_a_link_is_not_followed(cache: Cache, tmp_path: Path) -> 
 
 
 def test_what_entries_share_counts_once(cache: Cache) -> None:
-    one, two = an_entry(cache.root), cache.entry("team-a", OTHER_MANIFEST)
+    one, two = an_entry(cache.root), cache.entry("team-a", OTHER)
     two.folder.mkdir()
     alone_takes = usage([one])
     assert alone_takes >= sum(len(content) for content in FILES.values())

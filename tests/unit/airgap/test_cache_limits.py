@@ -6,17 +6,24 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import random
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
+from sovereign_airgap.cache.eviction import evict
 from sovereign_airgap.cache.fetch import FetchResult
+from sovereign_airgap.cache.hold import shared
 from sovereign_airgap.cache.layout import IN_USE, RESERVED, usage
 from sovereign_airgap.cache.locks import alone
 from sovereign_airgap.errors import (
     CacheBusy,
     CacheFull,
 )
+from tests.unit.airgap.cache_entries import an_entry
 from tests.unit.airgap.cache_node import (
     MIB,
     SHARD,
@@ -157,3 +164,29 @@ def test_two_fetches_at_once_do_not_overrun_the_budget(node: Node) -> None:
     first.join(30)
     assert node.entry(a).complete
     assert node.fetch(b, budget=budget).evicted == (f"team-a/{old.digest}",)
+
+
+def test_an_eviction_and_a_pod_never_both_have_an_entry(tmp_path: Path) -> None:
+    """Threads at the same entry without any agreement but its locks; whoever holds it finds it whole."""
+    rounds, gone = 60, threading.Event()
+    held: list[dict[str, bytes]] = []
+
+    def hold(folder: Path) -> None:
+        while not gone.is_set():
+            with shared(folder) as is_ours:
+                if is_ours:
+                    held.append({path: (folder / path).read_bytes() for path in FILES})
+            gone.wait(random.random() / 1000)
+
+    for _ in range(rounds):
+        entry = an_entry(tmp_path, files=FILES)
+        gone.clear()
+        with ThreadPoolExecutor(2) as pods:
+            pending = [pods.submit(hold, entry.folder) for _ in range(2)]
+            while not evict(entry):
+                time.sleep(0.0001)
+            gone.set()
+            for each in pending:
+                each.result()  # raises what it met
+    assert len(held) > rounds // 2
+    assert all(found == FILES for found in held)

@@ -19,7 +19,7 @@ from sovereign_airgap.cache.locks import alone
 from sovereign_airgap.cache.room import SPARE_BYTES, Limits, Occupant, choose, freed_by, on_disk, taken
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import CacheFull
-from tests.unit.airgap.cache_entries import MANIFEST, OTHER_MANIFEST, an_entry
+from tests.unit.airgap.cache_entries import ONE, OTHER, an_entry
 
 MIB = 1 << 20
 PLENTY = 1 << 50
@@ -227,7 +227,7 @@ def test_whoever_waited_for_an_evicted_entry_finds_that_its_path_leads_elsewhere
 
 def test_a_survey_tells_what_the_decision_asks(cache: Cache) -> None:
     one = an_entry(cache.root)
-    two = an_entry(cache.root, "team-b", OTHER_MANIFEST, complete=False)
+    two = an_entry(cache.root, "team-b", "other", complete=False)
     write_number(one.folder / USED, 7)
     write_number(two.folder / RESERVED, 70)
     with (one.folder / IN_USE).open("rb") as held, alone(two.folder):
@@ -236,14 +236,14 @@ def test_a_survey_tells_what_the_decision_asks(cache: Cache) -> None:
     assert (first.entry, first.complete, first.used, first.stays) == (one, True, 7, True)
     assert (first.size, first.being_written) == (usage([one]), False)
     assert (second.complete, second.reserved, second.stays, second.being_written) == (False, 70, False, True)
-    assert [each.stays for each in survey(cache, {OTHER_MANIFEST})] == [False, True]
+    assert [each.stays for each in survey(cache, {OTHER})] == [False, True]
 
 
 def test_another_one_goes_where_a_pod_came_in_between(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = an_entry(cache.root), an_entry(cache.root, digest=OTHER_MANIFEST)
+    one, two = an_entry(cache.root), an_entry(cache.root, name="other")
     write_number(one.folder / USED, 1)
     write_number(two.folder / USED, 2)
-    wanted = cache.entry("team-b", MANIFEST)
+    wanted = cache.entry("team-b", ONE)
     limits = Limits(budget=usage([one, two]) + MIB)
     with (one.folder / IN_USE).open("rb") as held:
         monkeypatch.setattr(Entry, "in_use", lambda _: False)  # as it was when the decision was made
@@ -256,17 +256,17 @@ def test_another_one_goes_where_a_pod_came_in_between(cache: Cache, monkeypatch:
 
 @pytest.mark.parametrize("jump", [-(10**9), 10**9])
 def test_a_clock_that_jumps_changes_nothing(cache: Cache, jump: int) -> None:
-    one, two = an_entry(cache.root), an_entry(cache.root, digest=OTHER_MANIFEST)
+    one, two = an_entry(cache.root), an_entry(cache.root, name="other")
     write_number(one.folder / USED, 1)
     write_number(two.folder / USED, 2)
     for path in (one.folder, one.folder / USED, one.folder / IN_USE):
         os.utime(path, (time.time() + jump, time.time() + jump))
     limits = Limits(budget=usage([one, two]))
-    assert make_room(cache, cache.entry("team-b", MANIFEST), 4096, limits, ()) == (one,)
+    assert make_room(cache, cache.entry("team-b", ONE), 4096, limits, ()) == (one,)
 
 
 def test_what_killed_runs_left_is_swept_but_not_what_is_being_written(cache: Cache, tmp_path: Path) -> None:
-    stale, live = an_entry(cache.root), an_entry(cache.root, digest=OTHER_MANIFEST)
+    stale, live = an_entry(cache.root), an_entry(cache.root, name="other")
     evicted = cache.root / "team-a" / ".evicted-0123"
     for path in (evicted / "sub" / "file", cache.root / ".sovereign-00.partial"):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -122,6 +122,7 @@ def test_reserved_engine_arguments_are_refused_by_name_and_by_prefix(
         (put(f"{PARALLELISM}.tensor", 0), "greater than or equal to 1"),
         (put(PARALLELISM, {"data": 2, "expert": True, "allToAll": "carrier-pigeon"}), "supported values"),
         (put("spec.delivery.mode", "usb"), 'supported values: "ephemeral", "nodeCache"'),
+        (put("spec.delivery.verify", "never"), 'supported values: "changed", "always"'),
         (put(f"{HUB}.tokenSecretRef", {}), "tokenSecretRef.name: Required value"),
         (
             put("spec.serving.adapters", [{"name": "a", "reference": REFERENCE}] * 2),
@@ -160,7 +161,7 @@ def test_defaults_appear_in_the_stored_object(stored: Store, served: Kubectl, na
         "tensor": 2, "pipeline": 1, "data": 1, "expert": False, "redundantExperts": 0
     }  # fmt: skip
     assert spec["placement"] == {"accelerator": {"resource": "nvidia.com/gpu"}}
-    assert spec["delivery"] == {"mode": "ephemeral"}
+    assert spec["delivery"] == {"mode": "ephemeral", "verify": "changed"}
     assert spec["network"] == {"onLeak": "Isolate"}
     assert spec["upgrade"] == {"strategy": "recreate"}
     assert spec["verification"] == {"threshold": 1}
@@ -201,7 +202,7 @@ def test_status_is_a_subresource_and_fills_the_columns(
             "reason": "AllChecksPassed",
             "lastTransitionTime": "2026-01-01T00:00:00Z",
         }
-        for name in ("Ready", "Mirrored", "EgressSealed")
+        for name in ("Ready", "Mirrored", "Distributed", "EgressSealed")
     ]
     status = {
         "model": "mistralai/Mixtral@41bd4c9", "conditions": conditions, "readyReplicas": 2,
@@ -219,11 +220,12 @@ def test_status_is_a_subresource_and_fills_the_columns(
         "MIRRORED",
         "SEALED",
         "REPLICAS",
+        "DISTRIBUTED",
         "URL",
         "AGE",
     ]
-    assert row.split()[:8] == [
-        "mixtral", "mistralai/Mixtral@41bd4c9", "True", "AllChecksPassed", "True", "True", "2",
+    assert row.split()[:9] == [
+        "mixtral", "mistralai/Mixtral@41bd4c9", "True", "AllChecksPassed", "True", "True", "2", "True",
         "http://mixtral-serve-svc.models.svc:8000/v1",
     ]  # fmt: skip
     assert "URL" not in served("get", "sovereign", "-n", namespace).splitlines()[0]

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from sovereign_airgap.commands.cache_fetch import cache_fetch_command
 from sovereign_operator.api import LABEL_MODEL, LABEL_OWNER, SovereignModel
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.desired.fetch_job import MOST_KEPT, Fetch, fetch_job, scrub_job
@@ -75,6 +77,27 @@ def test_the_heads_part_a_check_of_every_byte_and_a_private_authority_are_option
     assert "--tenant models --config-only --verify always --reserve 10737418240 --ca " in arguments
     assert "--budget" not in arguments
     assert "--plain-http" not in arguments
+
+
+@pytest.mark.parametrize("config_only", [False, True])
+def test_the_data_plane_understands_what_it_is_told(config_only: bool, tmp_path: Path) -> None:
+    authority = tmp_path / "ca.crt"
+    authority.touch()
+    registry = {"host": "r:5000", "writer": "r:5001", "caConfigMap": "site-ca"}
+    job = a_job(
+        replace(FETCH, config_only=config_only),
+        config=a_caching_config(registry=registry),
+        keep=["sha256:" + "7" * 64],
+        verify="always",
+    )
+    there = {"/cache": str(tmp_path), "/var/run/sovereign/registry-ca/ca.crt": str(authority)}
+    arguments = [there.get(each, each) for each in arguments_of(job)]
+    assert arguments[:2] == ["cache", "fetch"]
+    understood = cache_fetch_command.make_context("fetch", arguments[2:]).params
+    assert str(understood["reference"].digest) == DIGEST
+    assert (understood["tenant"], understood["config_only"]) == ("models", config_only)
+    assert (understood["budget"], understood["reserve"]) == (10**12, 10**10)
+    assert (understood["verify"], understood["progress_port"]) == ("always", 8090)
 
 
 def test_what_is_kept_has_a_bound_and_an_order() -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from dev.kuberay.pods import Host, head_pod, worker_pod
+from sovereign_airgap.commands.cache_hold import cache_hold_command
 from sovereign_operator.api import ANNOTATION_ARTIFACT, SovereignModel
 from sovereign_operator.config import OperatorConfig
 from sovereign_operator.desired.ray_service import ray_service
@@ -96,6 +97,17 @@ def test_a_sidecar_holds_them_until_the_pod_ends_and_ray_starts_after_it_has_the
         assert probe["periodSeconds"] * probe["failureThreshold"] == 24 * 3600, "hashing takes its time"
         assert sidecar["terminationMessagePath"] == "/dev/termination-log"
         assert sidecar["securityContext"]["runAsNonRoot"] is True
+
+
+def test_the_data_plane_understands_what_the_sidecar_is_told() -> None:
+    for group, small in zip(groups_of(cached()), (True, False), strict=True):
+        arguments = sidecar_of(group)["args"]
+        assert arguments[:2] == ["cache", "hold"]
+        understood = cache_hold_command.make_context("hold", arguments[2:]).params
+        assert str(understood["manifest"]) == DIGEST
+        assert (understood["config_only"], understood["verify"]) == (small, "changed")
+        probe = sidecar_of(group)["startupProbe"]["exec"]["command"]
+        assert str(understood["held_file"]) == probe[-1]
 
 
 def test_every_byte_is_checked_again_where_the_model_asks_for_it() -> None:

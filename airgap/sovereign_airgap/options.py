@@ -103,7 +103,15 @@ class SizeType(click.ParamType[int]):
         return int(found[1]) * (step ** " KMGT".index(unit[0]) if unit[:1].strip("B") else 1)
 
 
+class AmountType(SizeType):
+    """A size that may be 0."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
+        return 0 if str(value).strip() == "0" else super().convert(value, param, context)
+
+
 SIZE = SizeType()
+AMOUNT = AmountType()
 DIGEST = DigestType()
 
 

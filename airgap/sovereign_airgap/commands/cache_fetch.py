@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from sovereign_airgap.access import Access
+from sovereign_airgap.commands.cache import TENANT, root_option
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.options import DIGEST, OciReferenceType, SizeType, registry_options, run_options
+from sovereign_airgap.options import AMOUNT, DIGEST, OciReferenceType, registry_options, run_options
 from sovereign_airgap.pace import Patience
 from sovereign_airgap.progress import Progress, served, shown
 from sovereign_airgap.reference import OciReference
@@ -25,25 +26,10 @@ _MAX_NAMED = 16
 _NAMED_BYTES = 1100
 
 
-class AmountType(SizeType):
-    """A size that may be 0."""
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> int:
-        return 0 if str(value).strip() == "0" else super().convert(value, param, context)
-
-
-AMOUNT = AmountType()
-
-
 @click.command("fetch")
 @click.argument("reference", type=OciReferenceType())
-@click.option(
-    "--root",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="The node's cache.",
-)
-@click.option("--tenant", required=True, metavar="NAMESPACE", help="Whose it is; tenants share nothing.")
+@root_option
+@click.option("--tenant", type=TENANT, required=True, help="Whose it is; tenants share nothing.")
 @click.option("--config-only", is_flag=True, help="Everything but the weights.")
 @click.option(
     "--verify",
@@ -86,12 +72,10 @@ def cache_fetch_command(
     if reference.digest is None:
         raise click.UsageError("REFERENCE must be by digest, as in oci://HOST/REPO@sha256:…: tags can move.")
     from sovereign_airgap.cache.fetch import FetchOptions, fetch
-    from sovereign_airgap.cache.layout import Cache, is_tenant
+    from sovereign_airgap.cache.layout import Cache
     from sovereign_airgap.cache.room import Limits
     from sovereign_airgap.pull import PullOptions
 
-    if not is_tenant(tenant):
-        raise click.BadParameter("a tenant is named as a namespace is", param_hint="--tenant")
     pulling = PullOptions(access, config_only, verify == "always", waits, parallel)
     options = FetchOptions(pulling, Limits(budget, reserve), frozenset(keep))
     progress = Progress()

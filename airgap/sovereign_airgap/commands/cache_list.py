@@ -8,16 +8,12 @@ from pathlib import Path
 
 import click
 
-from sovereign_airgap.commands.cache_fetch import AMOUNT
+from sovereign_airgap.commands.cache import root_option
+from sovereign_airgap.options import AMOUNT
 
 
 @click.command("list")
-@click.option(
-    "--root",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="The node's cache.",
-)
+@root_option
 @click.option("--budget", type=AMOUNT, default=0, help="What it may take, to show it beside what it takes.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
 def cache_list_command(root: Path, budget: int, as_json: bool) -> None:

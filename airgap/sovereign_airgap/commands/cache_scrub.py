@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from sovereign_airgap.commands.cache import TENANT, root_option
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import CacheCorrupt
 from sovereign_airgap.options import DIGEST, run_options
@@ -22,13 +23,8 @@ _NAMED_FILES = 4
 
 
 @click.command("scrub")
-@click.option(
-    "--root",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="The node's cache.",
-)
-@click.option("--tenant", metavar="NAMESPACE", help="Only this tenant's.")
+@root_option
+@click.option("--tenant", type=TENANT, help="Only this tenant's.")
 @click.option("--manifest", type=DIGEST, help="Only this artifact.")
 @click.option("--parallel", type=click.IntRange(1, 16), help="Files hashed at a time; default: the cores.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document instead of a table.")
@@ -48,11 +44,9 @@ def cache_scrub_command(
 
     A damaged one is withdrawn: no new pod starts on it, and the next fetch repairs it. Ends with 3 then.
     """
-    from sovereign_airgap.cache.layout import Cache, is_tenant
+    from sovereign_airgap.cache.layout import Cache
     from sovereign_airgap.cache.scrub import State, scrub, show
 
-    if tenant is not None and not is_tenant(tenant):
-        raise click.BadParameter("a tenant is named as a namespace is", param_hint="--tenant")
     progress = Progress()
     cache = Cache(root)
     with served(progress, progress_port), shown(progress, how):

@@ -13,7 +13,7 @@ from sovereign_airgap.cache.layout import IN_USE, usage
 from sovereign_airgap.cache.locks import alone
 from sovereign_airgap.cache.room import on_disk
 from sovereign_airgap.cli import RESULT_BYTES, run
-from sovereign_airgap.commands.cache_fetch import AMOUNT
+from sovereign_airgap.options import AMOUNT
 from tests.unit.airgap.cache_entries import an_entry, rot
 from tests.unit.airgap.cache_node import MIB, SHARD, Node, an_artifact, size_of
 from tests.unit.airgap.shelf import FILES

@@ -38,16 +38,17 @@ that the operator's configuration asks for has passed. `Reconciling` is True whi
 towards it. `Stalled` is True when nothing will change until a person does something. They are never both
 True, and both are absent when the model is ready, as kstatus (Flux, `kubectl wait`) expects.
 
-The stages, in order: {stages}. Each has a status (True, False or Unknown), a reason from the tables
-below, and a message. Reasons are stable: alerts may match on them. Messages are for people and may
-change.
+The stages, in order: {stages}. `Distributed` is there where `delivery.mode` is `nodeCache`. Each has a
+status (True, False or Unknown), a reason from the tables below, and a message. Reasons are stable: alerts
+may match on them. Messages are for people and may change.
 """
 DATA_PLANE = """\
 ## Reasons of the data plane
 
-The mirror Job and the init container that delivers weights report these. They appear as the reason of
-`Mirrored`, or in the message of `DeliveryFailed`. *Retried* means that the same call may succeed later
-without a change; the others want a changed spec, or a new value of the annotation `sovereign.dev/retry`.
+Mirror Jobs, fetch Jobs and the container that delivers weights report these. They appear as the reason of
+`Mirrored` or `Distributed`, or in the message of `DeliveryFailed`. *Retried* means that the same call may
+succeed later without a change; the others want a changed spec, or a new value of the annotation
+`sovereign.dev/retry`.
 
 | Reason | When | Exit code | Retried |
 | --- | --- | --- | --- |"""

@@ -31,8 +31,8 @@ from sovereign_operator.world import Action, Happening, Stage, World, is_finishe
 LONGEST_MESSAGE: Final = 256
 # Named in the condition's message; status.delivery has all.
 NAMED_NODES: Final = 4
-# Where this was said, another node is better.
-CACHE_FULL: Final = "CacheFull"
+# Where the data plane said this, another node is better: it is the node's own trouble.
+NODES_OWN: Final = ("CacheFull", "DiskFailed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +96,14 @@ def next_step(
 
 
 def _standing(case: Case, target: Memo, node: str) -> int:
-    """How near a node is to having the weights. One whose cache is full is the last that is asked."""
+    """How near a node is to having the weights. One whose disk is full or broken is the last that is asked."""
     job = case.record_of(Fetch(case.model.namespace, node, target.artifact.reference))
     if job is None:
         return 2
     if succeeded(job):
         return 0
-    full = is_finished(job) and result_of(job, case.pods_of(job), "fetch", "").reason == CACHE_FULL
-    return 3 if full else 1
+    failed = is_finished(job) and result_of(job, case.pods_of(job), "fetch", "").reason in NODES_OWN
+    return 3 if failed else 1
 
 
 def _needed(case: Case, target: Memo | None, pods: tuple[Landed, ...]) -> frozenset[str]:

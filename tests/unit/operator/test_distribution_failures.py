@@ -26,10 +26,11 @@ from tests.unit.operator.cached_worlds import (
 # -- failures ---------------------------------------------------------------------------------------------
 
 
-def test_a_full_cache_is_said_and_another_node_is_taken_where_there_is_one() -> None:
+@pytest.mark.parametrize("reason", ["CacheFull", "DiskFailed"])
+def test_a_full_or_broken_disk_has_another_node_taken_where_there_is_one(reason: str) -> None:
     universe = a_fetching_universe()
     (first,) = universe.fetching()
-    universe.end_fetch(first, FULL)
+    universe.end_fetch(first, FULL | {"reason": reason})
     universe.settle()
     (second,) = universe.fetching()
     assert second != first
@@ -37,6 +38,17 @@ def test_a_full_cache_is_said_and_another_node_is_taken_where_there_is_one() -> 
     universe.settle()
     assert universe.chosen() == (second,)
     assert universe.jobs(first), "what failed there stays, so that it is not taken for better soon"
+
+
+def test_what_is_no_nodes_own_fault_moves_nothing() -> None:
+    universe = a_fetching_universe()
+    (first,) = universe.fetching()
+    universe.end_fetch(first, DOWN)
+    universe.settle()
+    assert universe.fetching() == []
+    universe.later(31)
+    universe.settle()
+    assert universe.fetching() == [first]
 
 
 def test_where_every_cache_is_full_the_condition_says_so_and_it_is_tried_again() -> None:

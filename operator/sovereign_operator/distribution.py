@@ -96,7 +96,7 @@ def next_step(
 
 
 def _standing(case: Case, target: Memo, node: str) -> int:
-    """How near a node is to having the weights. One whose disk is full or broken is the last that is asked."""
+    """How near a node is to having the weights. One whose disk is full or broken comes last."""
     job = case.record_of(Fetch(case.model.namespace, node, target.artifact.reference))
     if job is None:
         return 2

@@ -140,6 +140,7 @@ def test_reserved_engine_arguments_are_refused_by_name_and_by_prefix(
         "tensor",
         "all-to-all",
         "delivery",
+        "delivery-check",
         "token-secret",
         "adapters",
         "memory",

@@ -53,11 +53,15 @@ def pod_of(template: Manifest) -> Manifest:
     }
 
 
-def a_worker() -> Manifest:
-    model = a_model_with_rdma()
+def a_placement(model: SovereignModel) -> Placement:
     placement = plan(model.spec, the_facts(), [a_node()], CONFIG)
     assert isinstance(placement, Placement), placement
-    return pod_of(worker_template(model, an_artifact(), placement, CONFIG))
+    return placement
+
+
+def a_worker() -> Manifest:
+    model = a_model_with_rdma()
+    return pod_of(worker_template(model, an_artifact(), a_placement(model), CONFIG))
 
 
 def without_the_capability(worker: Manifest) -> Manifest:
@@ -101,7 +105,7 @@ def test_other_pod_security_refuses_the_worker_for_this_capability_alone(gate: G
 
 def test_head_and_peer_of_the_same_model_stay_restricted(gate: Gate) -> None:
     model = a_model_with_rdma()
-    head = pod_of(head_template(model, an_artifact(), CONFIG))
+    head = pod_of(head_template(model, an_artifact(), a_placement(model), CONFIG))
     peer = peer_pod(model, CONFIG)
     with enforcing(gate, "restricted"):
         answers = [gate.tries(head, KUBERAY), gate.tries(peer, OPERATOR)]

@@ -11,6 +11,7 @@ import pytest
 
 from sovereign_operator.api import COMPONENT_FETCH
 from sovereign_operator.carry_out import Executor
+from sovereign_operator.cluster import Kind
 from sovereign_operator.fetches import fetch_key
 from sovereign_operator.observe import Senses
 from sovereign_operator.reconcile import Reconciler
@@ -18,7 +19,7 @@ from sovereign_operator.values import FetchProgress, Manifest
 from sovereign_operator.world import component_of, name_of, stamp
 from tests.unit.operator.builders import DIGEST, a_caching_config, an_artifact
 from tests.unit.operator.cached_worlds import a_neighbour
-from tests.unit.operator.test_reconcile import KEY, Bench
+from tests.unit.operator.test_reconcile import KEY, Bench, MemoryCluster
 from tests.unit.operator.worlds import START, a_body
 
 
@@ -36,11 +37,21 @@ class Progress:
         return {str(pod["metadata"]["uid"]): FetchProgress(1, 2) for pod in pods}
 
 
+class SelectingCluster(MemoryCluster):
+    """Answers what was selected, as the API server does: several kinds of Jobs are asked for here."""
+
+    async def list(self, kind: Kind, namespace: str, label_selector: str) -> list[Manifest]:
+        wanted = dict(each.split("=") for each in label_selector.split(","))
+        found = await super().list(kind, namespace, label_selector)
+        return [one for one in found if wanted.items() <= (one["metadata"].get("labels") or {}).items()]
+
+
 class CachingBench(Bench):
     """The model keeps its weights on the one node that there is."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.cluster = SelectingCluster()
         self.cluster.put(a_body(delivery={"mode": "nodeCache"}))
         self.registry.found = an_artifact()
         self.progress = Progress()

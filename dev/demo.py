@@ -21,8 +21,8 @@ from dev.kubectl import Kubectl, Manifest, condition, is_true
 
 NAME = "tiny-moe"
 QUESTION = "What is a mixture of experts?"
-STAGES = ("Cluster", "Install", "Mirrored", "Placed", "EgressSealed", "Serving", "Ready", "Answer")
-FOLLOWED = ("Mirrored", "Placed", "EgressSealed", "Serving", "Ready")
+FOLLOWED = ("Mirrored", "Placed", "Distributed", "EgressSealed", "Serving", "Ready")
+STAGES = ("Cluster", "Install", *FOLLOWED, "Answer")
 PATIENCE = 20 * 60.0  # seconds until the demo gives up on a model that does not become Ready
 
 
@@ -116,6 +116,10 @@ def _detail(model: Manifest, name: str) -> str:
         if progress := status.get("mirror"):
             done, total = progress.get("bytesDone", 0), progress.get("bytesTotal", 0)
             return f"{decimal(done)} of {decimal(total)}  {progress.get('file', '')}"
+    if name == "Distributed" and (delivery := status.get("delivery")):
+        ready, wanted = delivery.get("nodesReady", 0), delivery.get("nodesWanted", 0)
+        done, total = delivery.get("bytesDone", 0), delivery.get("bytesTotal", 0)
+        return f"{ready} of {wanted} nodes, {decimal(done)} of {decimal(total)}"
     if name == "Placed" and is_true(model, name):
         return str(status.get("placement", {}).get("why", ""))
     return str(stage.get("message") or stage.get("reason", ""))

@@ -168,6 +168,7 @@ def prepare_connected(sides: Sides) -> None:
     (sides.connected / "bin").mkdir()
     shutil.copy2(binary("helm"), sides.connected / "bin/helm")
     manifest = stack.example(NAME, images, sides.hub.commit(stack.DEMO_REPO))
+    del manifest["spec"]["delivery"]  # the page leaves it as it is by default; the journey has a node cache
     (sides.connected / "model.yaml").write_text(yaml.safe_dump(manifest))
 
 

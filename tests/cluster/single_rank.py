@@ -9,19 +9,20 @@ import yaml
 
 from dev.demo import NAME
 from dev.kubectl import Kubectl, Manifest
-from dev.stack import MODELS
+from dev.stack import MODELS, SYSTEM
 
 
 def single_rank_pod(kubectl: Kubectl, worker: Manifest, prompt: str) -> Manifest:
-    """A pod that runs the same weights in one process: the worker's own image, volumes and init container."""
+    """A pod of the worker's image that pulls the same weights for itself and runs them in one process.
+
+    It is nobody's: without a model's labels no policy seals it, and it may not mount the node's cache.
+    """
     spec = worker["spec"]
     container = spec["containers"][0]
-    delivery = next(
-        c for c in spec["initContainers"] if "pull" in [*c.get("command", []), *c.get("args", [])]
-    )
-    names = {v["name"] for v in spec["volumes"] if "emptyDir" in v}
-    keep = [v for v in spec["volumes"] if v["name"] in names]
-    arguments = _application_arguments(kubectl)
+    (weights,) = (one for one in spec["initContainers"] if one["name"] == "weights")
+    reference = kubectl.get("-n", MODELS, "smodel", NAME)["status"]["artifact"]["reference"]
+    pull = ["pull", f"oci://sovereign-registry.{SYSTEM}.svc:5000/{reference}", "/weights", "--plain-http"]
+    names = {volume["name"] for volume in spec["volumes"] if "emptyDir" in volume}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -30,13 +31,21 @@ def single_rank_pod(kubectl: Kubectl, worker: Manifest, prompt: str) -> Manifest
             "restartPolicy": "Never",
             "automountServiceAccountToken": False,
             "securityContext": spec["securityContext"],
-            "volumes": keep,
-            "initContainers": [_stripped(delivery, names)],
+            "volumes": [
+                *(volume for volume in spec["volumes"] if volume["name"] in names),
+                {"name": "weights", "emptyDir": {}},
+            ],
+            "initContainers": [{**_stripped(weights, names), "args": pull}],
             "containers": [
                 {
                     **_stripped(container, names),
                     "name": "single-rank",
-                    "command": ["python", "/opt/sovereign/dev/single_rank.py", json.dumps(arguments), prompt],
+                    "command": [
+                        "python",
+                        "/opt/sovereign/dev/single_rank.py",
+                        json.dumps(_application_arguments(kubectl)),
+                        prompt,
+                    ],
                     "args": ["--max-tokens", "16"],
                 }
             ],
@@ -45,10 +54,14 @@ def single_rank_pod(kubectl: Kubectl, worker: Manifest, prompt: str) -> Manifest
 
 
 def _stripped(container: Manifest, volumes: set[str]) -> Manifest:
-    """The parts of a running container that say what it runs, without its probes, ports and resources."""
+    """The parts of a running container that say what it runs, without its probes, ports and resources.
+
+    Of its mounts those of `volumes` stay, and /weights is the pod's own folder.
+    """
     kept = ("name", "image", "command", "args", "securityContext")
     env = [e for e in container.get("env", []) if not e["name"].startswith(("RAY_", "FQ_RAY", "KUBERAY"))]
     mounts = [m for m in container.get("volumeMounts", []) if m["name"] in volumes]
+    mounts.append({"name": "weights", "mountPath": "/weights"})
     return {**{k: container[k] for k in kept if k in container}, "env": env, "volumeMounts": mounts}
 
 

@@ -20,6 +20,7 @@ from dev.kubectl import Kubectl, KubectlFailed, Manifest, condition, is_true
 from dev.stack import MODELS, SYSTEM, Stack
 from tests.cluster.audit import AuditLog
 from tests.cluster.leaving import PodAddresses, names_asked, packets_out
+from tests.cluster.registry_log import blobs_fetched
 from tests.cluster.single_rank import single_rank_pod
 from tests.cluster.until import READY_WITHIN, intruder, is_current, until
 
@@ -175,6 +176,30 @@ def test_a_lost_rayservice_comes_back(installed: Stack, model: Manifest) -> None
     assert ask(installed.kubectl, "And now?").tokens > 0
 
 
+def test_every_byte_came_once_though_every_pod_was_lost(installed: Stack, model: Manifest) -> None:
+    """Two workers and a head, each at least twice by now: the fetch Job's are the only downloads."""
+    fetched = blobs_fetched(installed.kubectl)
+    files = installed.kubectl.get("-n", MODELS, "smodel", NAME)["status"]["artifact"]["files"]
+    assert len(fetched) >= files
+    assert set(fetched.values()) == {1}
+
+
+def test_model_pods_are_restricted_and_have_no_way_to_the_registry(installed: Stack, model: Manifest) -> None:
+    kubectl = installed.kubectl
+    labels = kubectl.get("namespace", MODELS)["metadata"]["labels"]
+    assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+    registry = kubectl.get("-n", SYSTEM, "service", "sovereign-registry")["spec"]
+    address = (registry["clusterIP"], registry["ports"][0]["port"])
+    call = f"import socket; socket.create_connection({address!r}, timeout=3)"
+    for component in ("head", "worker"):
+        pod = pods(kubectl, component)[0]
+        where = (pod["metadata"]["name"], "-c", pod["spec"]["containers"][0]["name"])
+        with pytest.raises(KubectlFailed, match="timed out"):
+            kubectl("-n", MODELS, "exec", *where, "--", "python", "-c", call)
+        with pytest.raises(KubectlFailed, match="Read-only file system"):
+            kubectl("-n", MODELS, "exec", *where, "--", "touch", "/weights/planted")
+
+
 def lose(installed: Stack, kind: str, name: str) -> None:
     """Delete a part; Ready must turn away from True, then return."""
     kubectl = installed.kubectl
@@ -271,6 +296,8 @@ def test_a_changed_revision_is_served_only_once_it_is_verified(installed: Stack,
     new = wait_ready(kubectl)["status"]
     assert new["artifact"]["digest"] != old["artifact"]["digest"]
     assert new["artifact"]["revision"] == installed.revisions["second"]
+    # What both revisions have was linked on the node: the new one brought its own blobs, and once.
+    assert set(blobs_fetched(kubectl).values()) == {1}
     assert ask(kubectl, PROMPT).text != before, (
         "two random models with the same greedy tokens: is it the new one?"
     )

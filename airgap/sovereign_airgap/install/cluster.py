@@ -20,6 +20,7 @@ from sovereign_airgap.install.programs import Programs
 READER, WRITER = ("sovereign-registry", 5000), ("sovereign-registry-writer", 5001)
 PUSH_SECRET = "sovereign-registry-push"  # noqa: S105  # a Secret's name
 _RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
+_HOST_PATH = {"pod-security.kubernetes.io/enforce": "privileged"}
 # Puts a namespace with models under the chart's admission policies; the operator seals in no other.
 _SEALED = {"sovereign.dev/sealed": "true"}
 _ROLLOUT_SECONDS = 600
@@ -36,12 +37,16 @@ class Cluster:
     def has_namespace(self, name: str) -> bool:
         return bool(self._kubectl("get", "namespace", name, "--ignore-not-found", "-o", "name").strip())
 
-    def make_namespace(self, name: str) -> None:
+    def make_namespace(self, name: str, *, host_path: bool = False) -> None:
         """Makes one that is labelled for restricted pod security, and one for models as sealed.
 
-        One that is there keeps its labels: they are for whoever made it to say.
+        `host_path`: its pods may have hostPath volumes, for which pod security has no smaller word than
+        privileged; the chart's admission policies say which ones. One that is there keeps its labels: they
+        are for whoever made it to say.
         """
         labels = _RESTRICTED if name == self.namespace else _RESTRICTED | _SEALED
+        if host_path:
+            labels = labels | _HOST_PATH
         manifest = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         self.programs.run("kubectl", "create", "-f", "-", stdin=json.dumps(manifest).encode())
 

@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from sovereign_airgap.bundle.chart_values import CRDS_CHART, OPERATOR_CHART
 from sovereign_airgap.disk import explained
+from sovereign_airgap.errors import InvalidSpec
 from sovereign_airgap.install.cluster import READER, WRITER, Cluster
 from sovereign_airgap.install.node import Node
 from sovereign_airgap.install.platform import NodeImage, Platform
@@ -99,8 +102,21 @@ class Installation:
         wanted = (self.cluster.namespace, *self.wishes.models)
         made = [name for name in wanted if not self.cluster.has_namespace(name)]
         for name in made:
-            self.cluster.make_namespace(name)
+            self.cluster.make_namespace(name, host_path=name == self.cluster.namespace and self._caches())
         return f"{', '.join(made) or 'none'} of {len(wanted)} had to be made."
+
+    def _caches(self) -> bool:
+        """Whether the site's values turn the node cache on, whose Jobs have hostPath volumes."""
+        on = False
+        for path in self.wishes.values:
+            try:
+                values = yaml.safe_load(path.read_bytes())
+            except yaml.YAMLError as error:
+                raise InvalidSpec(f"Expected values of a chart as YAML in {path}, found: {error}") from error
+            cache = values.get("nodeCache") if isinstance(values, dict) else None
+            if isinstance(cache, dict):
+                on = bool(cache.get("enabled", on))  # as helm: the last file that says it
+        return on
 
     def _chart(self, name: str, values: tuple[Path, ...]) -> str:
         version, archive = self.platform.chart(name)

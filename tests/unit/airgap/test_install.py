@@ -152,6 +152,29 @@ def test_an_installation_brings_images_charts_and_the_bundle(
     assert not (tmp_path / "work/docker-config.json").exists(), "the login does not stay"
 
 
+def test_with_a_node_cache_the_platforms_pods_may_have_host_paths_and_models_may_not(
+    install: Install, programs: SitePrograms, tmp_path: Path
+) -> None:
+    off, on = tmp_path / "off.yaml", tmp_path / "on.yaml"
+    off.write_text("nodeCache: {enabled: false, budget: 1Ti}")
+    on.write_text("nodeCache:\n  enabled: true\n")
+    assert install("--values", str(off), "--values", str(on)) == 0
+    system, models = (json.loads(text) for text in programs.kept("labels"))
+    assert system["pod-security.kubernetes.io/enforce"] == "privileged"
+    assert system["pod-security.kubernetes.io/warn"] == "restricted"
+    assert models["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_values_that_are_no_yaml_are_refused_before_a_namespace_is_made(
+    install: Install, programs: SitePrograms, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("nodeCache: {")
+    assert install("--values", str(broken), "--step", "namespaces") == 3
+    assert f"YAML in {broken}" in capsys.readouterr().err
+    assert programs.kept("namespaces") == []
+
+
 def test_values_of_the_installation_are_those_that_the_load_writes(install: Install, tmp_path: Path) -> None:
     import yaml
 

@@ -61,6 +61,10 @@ bench-mirror: setup ## Hub to registry, 2 GiB in 8 files, as ratios to a bare pi
 bench-airgap: setup ## Every verb that moves bytes, as ratios to bare pipes and to other tools; bytes and memory too
 	$(PY) -m bench.airgap
 
+.PHONY: bench-delivery
+bench-delivery: setup ## Weights to a node, a pod's second start, the next revision, node to node; as ratios
+	$(PY) -m bench.delivery
+
 .PHONY: bench-reconcile
 bench-reconcile: setup ## 500 objects through the operator against the same number of bare applies
 	$(PY) -m bench.reconcile

@@ -3,8 +3,9 @@
 
 Everything runs on this machine in one run: the hub double, real registries, and the entrants of each verb
 turn by turn. Ratios matter, absolute numbers belong to the machine. Sources of network verbs are in the page
-cache, sources on disk are not; the disk is quiet before each turn. What an entrant left in the page cache is
-shown as `flush`; `fixed` is its time over a twin of 1 MiB, what does not grow with the bytes.
+cache, sources on disk are not; the disk is quiet before each turn. `flush` is how long it took to bring what
+an entrant left in the page cache to the disk, `cached` how much was there, as a part of the bytes moved;
+`fixed` is its time over a twin of 1 MiB, what does not grow with the bytes.
 """
 
 import argparse
@@ -12,27 +13,23 @@ import json
 import os
 import platform
 import signal
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from bench import ground as grounds
-from bench.entrants import Contest, Entrant, Tools, contests
+from bench.entrants import Tools, contests
 from bench.ground import Ground
-from bench.measure import MIB, ContestantFailed
-from bench.ratios import Bytes, Outcome, Promise, Result, Role, Taken, as_json, kept_or_not, promises, races
+from bench.measure import MIB
+from bench.race import race
+from bench.ratios import Bytes, Outcome, Promise, as_json, kept_or_not, promises, races
 from bench.stage import Stage
-from dev.registry import LocalRegistry
 
 VERBS = ("create", "verify", "split", "load", "pull", "delta", "mirror")
 _ROOM = 7  # copies of a model at a time: hub, bundle, parts, two registries, what entrants write
-_FIXED_TURNS = 3
 _TELLING = 512 * MIB  # from here on times are of moving bytes
 
 
@@ -67,68 +64,8 @@ def _measure(
         grounds.opened(work / "small", MIB, options.files, options.workers) as small,
     ):
         racing = [contest for contest in contests(Tools(work / "oras")) if contest.verb in wanted]
-        outcomes = tuple(_race(contest, large, small, options, console) for contest in racing)
+        outcomes = tuple(race(contest, large, small, options.repeat, console) for contest in racing)
         return outcomes, _count(large) if {"create", "delta"} & set(wanted) else None
-
-
-def _race(
-    contest: Contest, large: Ground, small: Ground, options: argparse.Namespace, console: Console
-) -> Outcome:
-    taking: list[Entrant] = []
-    absent: list[tuple[str, str]] = []
-    fixed: dict[str, float] = {}
-    for entrant in contest.entrants:
-        why = entrant.absent
-        if why is None:
-            try:
-                turns = [_turn(contest, entrant, small).run.seconds for _ in range(_FIXED_TURNS)]
-                fixed[entrant.name] = statistics.median(turns)
-            except ContestantFailed as failure:
-                if entrant.role is not Role.PEER:
-                    raise
-                why = str(failure)
-        if why is None:
-            taking.append(entrant)
-        else:
-            absent.append((entrant.name, why))
-    taken: dict[str, list[Taken]] = {entrant.name: [] for entrant in taking}
-    for turn in range(options.repeat + 1):
-        # Everybody in turn, beginning with another one each time: what drifts, drifts for all.
-        first = turn % len(taking)
-        for entrant in taking[first:] + taking[:first]:
-            one = _turn(contest, entrant, large)
-            kept = f"turn {turn}" if turn else "warm-up"
-            console.print(f"{contest.verb:8} {kept:8} {entrant.name:28} {one.run.seconds:7.2f} s")
-            if turn:
-                taken[entrant.name].append(one)
-    results = tuple(
-        Result(entrant.name, entrant.does, entrant.role, tuple(taken[entrant.name]), fixed[entrant.name])
-        for entrant in taking
-    )
-    return Outcome(contest.verb, contest.floor, contest.size(large), results, tuple(absent))
-
-
-def _turn(contest: Contest, entrant: Entrant, ground: Ground) -> Taken:
-    empty = ground.work / "registry"
-    try:
-        grounds.settle(ground.work)
-        grounds.warm(contest.warm(ground))
-        grounds.evict(contest.cold(ground))
-        if not contest.stores:
-            run = entrant.go(ground)
-            began = time.monotonic()
-            grounds.settle(ground.work)
-            flush = time.monotonic() - began
-            if contest.writes:
-                grounds.require_written(entrant.name, ground.out, contest.size(ground))
-            return Taken(run, flush)
-        with LocalRegistry(empty) as registry:
-            run = entrant.go(replace(ground, registry=registry.host))
-            grounds.require_stored(entrant.name, ground.model, registry)
-            return Taken(run)
-    finally:
-        grounds.remove(ground.out)
-        grounds.remove(empty)
 
 
 def _count(ground: Ground) -> Bytes:

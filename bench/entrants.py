@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who takes part in `bench-airgap`, verb by verb, and what the floor of each verb is."""
+"""Who takes part in `bench-airgap`, verb by verb, and what the floor of each verb is.
+
+`bench-delivery` takes the pullers from here.
+"""
 
 import os
 import shutil
@@ -110,11 +113,11 @@ def _verify() -> Contest:
         "verify",
         f"disk read past the page cache and sha256, on all {CORES} cores",
         (
-            Entrant("floor", "disk, sha256", Role.FLOOR, lambda g: _bare("hash", lanes, *blobs(g))),
-            Entrant("disk alone", "disk", Role.BOUND, lambda g: _bare("read", lanes, *blobs(g))),
+            Entrant("floor", "disk, sha256", Role.FLOOR, lambda g: bare("hash", lanes, *blobs(g))),
+            Entrant("disk alone", "disk", Role.BOUND, lambda g: bare("read", lanes, *blobs(g))),
             Entrant(
                 "cores alone", "sha256 of memory", Role.BOUND,
-                lambda g: _bare("cores", str(CORES), str(g.model.size)),
+                lambda g: bare("cores", str(CORES), str(g.model.size)),
             ),
             Entrant(
                 "sovereign-airgap", "directory, all of verify", Role.OURS,
@@ -137,7 +140,7 @@ def _split() -> Contest:
 
     def copy(ground: Ground) -> Run:
         files = [str(path) for path in ground.blobs()]
-        return _bare("copy", str(ground.workers), str(ground.out), *files)
+        return bare("copy", str(ground.workers), str(ground.out), *files)
 
     return Contest(
         "split",
@@ -160,7 +163,7 @@ def _split() -> Contest:
 def _load(tools: Tools) -> Contest:
     def push(ground: Ground) -> Run:
         files = [str(path) for path in ground.blobs()]
-        return _bare("push", str(ground.workers), ground.registry, "models/bench", *files)
+        return bare("push", str(ground.workers), ground.registry, "models/bench", *files)
 
     def load(ground: Ground) -> Run:
         return ours("bundle", "load", str(ground.bundle), f"oci://{ground.registry}", "--plain-http")
@@ -179,15 +182,26 @@ def _load(tools: Tools) -> Contest:
     )
 
 
-def _pull(tools: Tools) -> Contest:
+PULL_FLOOR = "loopback HTTP GET from the registry, sha256, O_DIRECT write and fsync, no checks"
+
+
+def pull_floor() -> Entrant:
     def fetch(ground: Ground) -> Run:
         blobs = f"http://{ground.full.host}/v2/models/{ground.model.repo}/blobs"
         urls = [f"{blobs}/{digest}" for digest in ground.model.digests]
-        return _bare("fetch", str(ground.workers), str(ground.out), *urls)
+        return bare("fetch", str(ground.workers), str(ground.out), *urls)
 
-    def pull(ground: Ground) -> Run:
+    return Entrant("floor", "registry to disk, sha256", Role.FLOOR, fetch)
+
+
+def pull(name: str, role: Role) -> Entrant:
+    def go(ground: Ground) -> Run:
         return ours("pull", f"oci://{ground.pulled}@{ground.digest}", str(ground.out), "--plain-http")
 
+    return Entrant(name, "registry to files", role, go)
+
+
+def pull_peers(tools: Tools) -> tuple[Entrant, ...]:
     def crane(ground: Ground) -> Run:
         reference = f"{ground.pulled}@{ground.digest}"
         return run([str(binary("crane")), "pull", "--insecure", "--format=oci", reference, str(ground.out)])
@@ -196,18 +210,24 @@ def _pull(tools: Tools) -> Contest:
         source = f"docker://{ground.pulled}@{ground.digest}"
         return run(["skopeo", "copy", "--src-tls-verify=false", source, f"dir:{ground.out}"])
 
+    return (
+        Entrant("crane pull", "registry to OCI layout", Role.PEER, crane, tools.crane()),
+        Entrant("skopeo copy", "registry to folder", Role.PEER, skopeo, tools.skopeo()),
+    )
+
+
+def _pull(tools: Tools) -> Contest:
     def oras(ground: Ground) -> Run:
         target = f"{ground.pulled}@{ground.digest}"
         return _oras(tools, "client.pull(target=sys.argv[1], outdir=sys.argv[2])", target, str(ground.out))
 
     return Contest(
         "pull",
-        "loopback HTTP GET from the registry, sha256, O_DIRECT write and fsync, no checks",
+        PULL_FLOOR,
         (
-            Entrant("floor", "registry to disk, sha256", Role.FLOOR, fetch),
-            Entrant("sovereign-airgap", "registry to files", Role.OURS, pull),
-            Entrant("crane pull", "registry to OCI layout", Role.PEER, crane, tools.crane()),
-            Entrant("skopeo copy", "registry to folder", Role.PEER, skopeo, tools.skopeo()),
+            pull_floor(),
+            pull("sovereign-airgap", Role.OURS),
+            *pull_peers(tools),
             Entrant("oras-py pull", "registry to files", Role.PEER, oras, tools.oras()),
         ),
         warm=lambda ground: ground.stored(),
@@ -218,7 +238,7 @@ def _pull(tools: Tools) -> Contest:
 def _delta() -> Contest:
     def fetch_changed(ground: Ground) -> Run:
         changed = stage.addresses(ground.hub, ground.sibling)[-1]
-        return _bare("fetch", "1", str(ground.out), changed)
+        return bare("fetch", "1", str(ground.out), changed)
 
     def create(ground: Ground) -> Run:
         return grounds.create(ground, ground.out, ground.model, ground.sibling, since=ground.bundle)
@@ -285,12 +305,12 @@ def _pushers(tools: Tools, role: Role) -> tuple[Entrant, Entrant]:
     )
 
 
-def _bare(verb: str, workers: str, *arguments: str) -> Run:
+def bare(verb: str, workers: str, *arguments: str) -> Run:
     return run([sys.executable, "-m", "bench.bare", verb, workers, *arguments])
 
 
 def _fetch_hub(ground: Ground) -> Run:
-    return _bare("fetch", str(ground.workers), str(ground.out), *stage.addresses(ground.hub, ground.model))
+    return bare("fetch", str(ground.workers), str(ground.out), *stage.addresses(ground.hub, ground.model))
 
 
 def _hf_download(ground: Ground) -> Run:

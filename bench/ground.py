@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the verbs of `bench-airgap` run: two models on a hub, one as a bundle, as parts and in a registry."""
+"""Where the benchmarks' verbs run: two models on a hub, one as a bundle, as parts and in a registry."""
 
 import json
 import os
@@ -93,8 +93,8 @@ def split(ground: Ground, out: Path) -> Run:
 
 
 @contextmanager
-def opened(work: Path, size: int, files: int, workers: int) -> Iterator[Ground]:
-    """Makes it all, `size` bytes in each model, and ends hub and registry afterwards."""
+def mirrored(work: Path, size: int, files: int, workers: int) -> Iterator[Ground]:
+    """Makes hub and registry, `size` bytes in each model, and ends them afterwards. No bundle, no parts."""
     work.mkdir()
     model = stage.build(work, size, files)
     sibling = stage.sibling(model)
@@ -103,7 +103,14 @@ def opened(work: Path, size: int, files: int, workers: int) -> Iterator[Ground]:
         full = stack.enter_context(LocalRegistry(work / "full"))
         ground = Ground(work, model, sibling, hub, full, workers)
         mirror(ground, full.host, work / "mirrored.json")
-        create(ground, ground.bundle, model)
+        yield ground
+
+
+@contextmanager
+def opened(work: Path, size: int, files: int, workers: int) -> Iterator[Ground]:
+    """The same, and `model` as a bundle and as parts."""
+    with mirrored(work, size, files, workers) as ground:
+        create(ground, ground.bundle, ground.model)
         split(ground, ground.parts)
         yield ground
 

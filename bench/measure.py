@@ -3,6 +3,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from pathlib import Path
 
 MIB = 1024 * 1024
 _BLOCK = 512  # what the kernel counts output in
+_LOOK_SECONDS = 0.002
 _PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 
 
@@ -40,7 +42,10 @@ class Run:
         )
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Run:
+def run(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, until: Path | None = None
+) -> Run:
+    """Until the process ends; with `until`, until that file is there, and then the process is told to end."""
     with tempfile.TemporaryFile() as output:
         begun = time.monotonic()
         process = subprocess.Popen(
@@ -51,15 +56,31 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
             env={**os.environ, **(environment or {})},
         )
         memory = _Memory(process.pid)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.monotonic() - begun
-        peak = memory.stop()
+        try:
+            if until is not None:
+                _await(until, process.pid)
+                ready = time.monotonic()
+                process.send_signal(signal.SIGTERM)
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = (time.monotonic() if until is None else ready) - begun
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            peak = memory.stop()
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             output.seek(0)
             told = output.read().decode(errors="replace")[-2000:]
             raise ContestantFailed(f"{' '.join(command)} ended with {process.returncode}:\n{told}")
     return Run(seconds, usage.ru_utime + usage.ru_stime, peak, usage.ru_oublock * _BLOCK)
+
+
+def _await(file: Path, pid: int) -> None:
+    """Returns as well when the process ended without making the file; its exit status says why."""
+    while not file.exists() and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        time.sleep(_LOOK_SECONDS)
 
 
 class _Memory:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the runs of `bench-airgap` mean: ratios to the floor and to the best peer, and the promises. Pure."""
+"""What the runs of a benchmark mean: ratios to the floor and to the best peer, and the promises. Pure."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -25,10 +25,14 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class Taken:
-    """One counted run. `flush` (seconds) is what syncing the disk took after it ended."""
+    """One counted run. `flush` (seconds) is what syncing the disk took after it ended.
+
+    `cached`: bytes that it left in the page cache, of what it wrote and of what it had to read from the disk.
+    """
 
     run: Run
     flush: float = 0.0
+    cached: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,10 @@ class Result:
     @property
     def written(self) -> int:
         return max(one.run.written for one in self.taken)
+
+    @property
+    def cached(self) -> int:
+        return max(one.cached for one in self.taken)
 
     @property
     def moving_seconds(self) -> float | None:
@@ -192,7 +200,8 @@ def races(outcomes: Sequence[Outcome], title: str) -> Table:
         table.add_column(column)
     for column in ("s", "flush", "fixed", "MB/s", "of floor", "w/o fixed", "ours is x", "CPU s", "peak MiB"):
         table.add_column(column, justify="right")
-    table.add_column("written", justify="right")
+    for column in ("written", "cached"):
+        table.add_column(column, justify="right")
     for outcome in outcomes:
         for result in outcome.results:
             table.add_row(
@@ -216,8 +225,13 @@ def _cells(outcome: Outcome, result: Result) -> tuple[str, ...]:
         _ratio(times),
         f"{result.cpu_seconds:.2f}",
         f"{result.peak_rss / MIB:.0f}",
-        f"{result.written / outcome.size:.2f}" if result.written > outcome.size / 100 else "",
+        _part(result.written, outcome.size),
+        _part(result.cached, outcome.size),
     )
+
+
+def _part(count: int, size: int) -> str:
+    return f"{count / size:.2f}" if count > size / 100 else ""
 
 
 def _ratio(value: float | None) -> str:
@@ -268,6 +282,7 @@ def _entry(outcome: Outcome, result: Result) -> dict[str, object]:
         "cpuSeconds": rounded(result.cpu_seconds),
         "peakRss": result.peak_rss,
         "bytesWritten": result.written,
+        "bytesLeftInPageCache": result.cached,
         "ratioToFloor": rounded(outcome.to_floor(result)),
         "ratioToFloorWithoutFixed": rounded(outcome.moving_to_floor(result)),
     }

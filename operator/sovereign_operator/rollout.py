@@ -137,11 +137,8 @@ def suspended(manifest: Manifest) -> Manifest:
     return stopped
 
 
-def isolated(live: Manifest | None) -> RolloutStep:
-    """Stops the pods whatever is rendered now, or cannot be: the live object is applied as it is, stopped."""
-    stopped = _stage(reasons.ISOLATED, "The pods were stopped after a proven leak.")
-    if live is None or is_dying(live) or live["spec"].get("suspend"):
-        return RolloutStep(moving=stopped)
+def _stopped_as_it_is(live: Manifest) -> Manifest:
+    """The live object, stopped: for when nothing can be rendered, or nothing rendered is to be waited for."""
     kept = ("name", "namespace", "labels", "ownerReferences")
     metadata = {name: live["metadata"][name] for name in kept if name in live["metadata"]}
     marks = (live["metadata"].get("annotations") or {}).items()
@@ -154,7 +151,15 @@ def isolated(live: Manifest | None) -> RolloutStep:
         "metadata": metadata,
         "spec": live["spec"],
     }
-    return RolloutStep((Apply(suspended(as_it_is)),), moving=stopped)
+    return suspended(as_it_is)
+
+
+def isolated(live: Manifest | None) -> RolloutStep:
+    """Stops the pods whatever is rendered now, or cannot be."""
+    stopped = _stage(reasons.ISOLATED, "The pods were stopped after a proven leak.")
+    if live is None or is_dying(live) or live["spec"].get("suspend"):
+        return RolloutStep(moving=stopped)
+    return RolloutStep((Apply(_stopped_as_it_is(live)),), moving=stopped)
 
 
 def next_step(world: World, model: SovereignModel, desired: Manifest | None) -> RolloutStep:
@@ -176,7 +181,10 @@ def _suspend(world: World, live: Manifest | None, desired: Manifest | None) -> R
     stopped = _stage(reasons.SUSPENDED, "spec.suspend is true: no pods run, everything else is kept.")
     if live is None:
         return RolloutStep(moving=stopped)
-    if desired is not None and needs_apply(live, target := suspended(desired)):
+    # What cannot be rendered any more, as without the cache that its pods use, can be stopped all the same.
+    target = suspended(desired) if desired is not None else _stopped_as_it_is(live)
+    is_due = needs_apply(live, target) if desired is not None else not live["spec"].get("suspend")
+    if is_due:
         return RolloutStep((Apply(target),), moving=_stage(reasons.SUSPENDED, "The pods are being stopped."))
     if world.ray_clusters or world.pods:
         return RolloutStep(moving=_stage(reasons.SUSPENDED, f"{len(world.pods)} pods are still going."))

@@ -7,8 +7,8 @@ import itertools
 
 from sovereign_operator.api import ANNOTATION_RETRY
 from sovereign_operator.values import NOT_THERE
-from sovereign_operator.world import Create, Delete, annotation, name_of
-from tests.unit.operator.builders import DIGEST
+from sovereign_operator.world import Apply, Create, Delete, annotation, name_of
+from tests.unit.operator.builders import DIGEST, a_caching_config
 from tests.unit.operator.cached_worlds import (
     DOWN,
     NEXT,
@@ -117,6 +117,25 @@ def test_suspension_does_not_wait_for_weights() -> None:
     universe.change(suspend=True)
     universe.settle()
     assert universe.service()["spec"]["suspend"] is True
+
+
+def test_a_model_can_be_suspended_when_its_cluster_has_no_cache_any_more() -> None:
+    universe = a_distributed_universe()
+    before = universe.service()
+    universe.config = a_caching_config(nodeCache=None)
+    universe.settle()
+    assert universe.service() == before, "what serves is left alone"
+    universe.change(suspend=True)
+    universe.settle()
+    assert universe.service()["spec"] == before["spec"] | {"suspend": True}
+    universe.stop_cluster()
+    universe.done.clear()
+    universe.settle()
+    assert universe.done == []
+    assert "no pods run" in universe.condition("Serving")["message"]
+    universe.config = a_caching_config()
+    universe.settle()
+    assert universe.actions_of(Apply) == [], "it is as it would have been rendered"
 
 
 def test_a_model_that_pulls_again_for_each_pod_leaves_no_jobs() -> None:

@@ -40,7 +40,11 @@ class Siblings(Neighbours):
         self._lent: dict[Path, _Offer] = {}
 
     def distrust(self, place: Path) -> None:
-        """Withdraws every entry that has this very file: no new pod starts on it, its next fetch hashes."""
+        """Withdraws every entry that has this very file: no new pod starts on it, its next fetch hashes.
+
+        Then the file goes: kept until it is replaced, it would need room beside its successor. Its other
+        entries keep it, for they are not ours to write to; who has it open keeps it too.
+        """
         with explained(place):
             found = place.lstat()
         self._lent.pop(place, None)
@@ -48,10 +52,14 @@ class Siblings(Neighbours):
         if stat.S_ISDIR(found.st_mode):
             with explained(place):
                 shutil.rmtree(place)
-        elif found.st_nlink > 1:
+            return
+        if found.st_nlink > 1:
             for sibling in self._siblings():
                 if (found.st_dev, found.st_ino) in inodes(sibling.folder):
                     sibling.withdraw()
+        # Last: no marker ever vouches for a file that is not there.
+        with explained(place):
+            place.unlink()
 
     def adopt(self, layer: Layer, place: Path) -> Written | None:
         """Links a file that a sibling's marker vouches for, and that is as it was then."""

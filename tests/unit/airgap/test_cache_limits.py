@@ -23,7 +23,7 @@ from sovereign_airgap.errors import (
     CacheBusy,
     CacheFull,
 )
-from tests.unit.airgap.cache_entries import an_entry
+from tests.unit.airgap.cache_entries import an_entry, rot
 from tests.unit.airgap.cache_node import (
     MIB,
     SHARD,
@@ -87,6 +87,25 @@ def test_what_is_there_or_shared_needs_no_room(node: Node) -> None:
         "twin.safetensors": some_bytes(1024, "b") * 1024,
     }
     assert node.fetch(node.shelf.put(files), budget=9 * MIB // 4).fetched == 0
+
+
+def test_what_is_damaged_takes_no_room_while_it_is_repaired(node: Node) -> None:
+    node.fetch()
+    just_enough = usage([node.entry()])
+    rot(node.entry().folder / SHARD)
+    assert node.fetch(budget=just_enough, verify_always=True).repaired == (SHARD,)
+    node.require_whole(node.entry())
+
+
+def test_a_pod_keeps_the_damaged_file_that_it_has_open(node: Node) -> None:
+    node.fetch()
+    shard = node.entry().folder / SHARD
+    rot(shard)
+    damaged = shard.read_bytes()
+    with shard.open("rb") as held:
+        assert node.fetch(verify_always=True).repaired == (SHARD,)
+        assert held.read() == damaged
+    node.require_whole(node.entry())
 
 
 def test_a_disk_that_fills_up_is_told_with_numbers(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ import os
 import re
 import stat
 import time
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,10 +60,14 @@ Inode = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """What an inode takes: bytes on the disk, and how many names it has, wherever they are."""
+    """What an inode takes: bytes on the disk, and how many names it has, wherever they are.
+
+    `names`: how many of them are below the folder that was looked at.
+    """
 
     size: int
     links: int
+    names: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,11 +226,14 @@ def usage(entries: Iterable[Entry]) -> int:
 def inodes(folder: Path) -> dict[Inode, Blocks]:
     """What lies below a folder; files that go away meanwhile are left out."""
     found: dict[Inode, Blocks] = {}
+    names_of: Counter[Inode] = Counter()
     for inside, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
                 status = Path(inside, name).lstat()
-                found[status.st_dev, status.st_ino] = Blocks(status.st_blocks * _BLOCK, status.st_nlink)
+                inode = status.st_dev, status.st_ino
+                names_of[inode] += 1
+                found[inode] = Blocks(status.st_blocks * _BLOCK, status.st_nlink, names_of[inode])
     return found
 
 

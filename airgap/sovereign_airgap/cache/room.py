@@ -74,7 +74,7 @@ def freed_by(going: Iterable[Occupant]) -> int:
     blocks: dict[Inode, Blocks] = {}
     for occupant in going:
         for inode, each in occupant.blocks.items():
-            names[inode] = names.get(inode, 0) + 1
+            names[inode] = names.get(inode, 0) + each.names
             blocks[inode] = each
     return sum(each.size for inode, each in blocks.items() if names[inode] >= each.links)
 

@@ -19,7 +19,7 @@ from sovereign_airgap.cache.locks import alone
 from sovereign_airgap.cache.room import SPARE_BYTES, Limits, Occupant, choose, freed_by, on_disk, taken
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import CacheFull
-from tests.unit.airgap.cache_entries import ONE, OTHER, an_entry
+from tests.unit.airgap.cache_entries import ONE, OTHER, SHARD, an_entry
 
 MIB = 1 << 20
 PLENTY = 1 << 50
@@ -237,6 +237,22 @@ def test_a_survey_tells_what_the_decision_asks(cache: Cache) -> None:
     assert (first.size, first.being_written) == (usage([one]), False)
     assert (second.complete, second.reserved, second.stays, second.being_written) == (False, 70, False, True)
     assert [each.stays for each in survey(cache, {OTHER})] == [False, True]
+
+
+def test_a_file_with_two_names_in_one_entry_comes_free_with_it(cache: Cache) -> None:
+    twins = an_entry(cache.root)
+    shard = twins.folder / SHARD
+    (twins.folder / "twin.safetensors").hardlink_to(shard)
+    (alone_with_it,) = survey(cache)
+    assert freed_by([alone_with_it]) == taken([alone_with_it]) == usage([twins])
+
+    sibling = an_entry(cache.root, name="other")
+    (sibling.folder / SHARD).unlink()
+    (sibling.folder / SHARD).hardlink_to(shard)
+    both = survey(cache)
+    assert freed_by(both) == taken(both)
+    shared = shard.stat().st_blocks * 512
+    assert [freed_by([each]) for each in both] == [each.size - shared for each in both]
 
 
 def test_another_one_goes_where_a_pod_came_in_between(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from sovereign_airgap import strict_json
 from sovereign_airgap.strict_json import Json
 
 MARKER = ".complete"
 CONFIG_MARKER = ".complete-config"
+MAX_MARKER_BYTES = 16 * 1024 * 1024
+"""More than any artifact needs: manifests end at 4 MiB, and a path is at most three times as long escaped."""
 _FORMAT = 1
 
 
@@ -42,8 +45,18 @@ def encode_marker(manifest: str, files: Mapping[str, Written]) -> bytes:
     return json.dumps(document, sort_keys=True).encode("ascii")
 
 
+def read_bounded(file: BinaryIO) -> bytes:
+    """The bytes of a file that may be a marker, and of a larger one as many as tell that it is none.
+
+    A hole of terabytes takes nothing of the disk, and all of the memory of whoever reads it.
+    """
+    return file.read(MAX_MARKER_BYTES + 1)
+
+
 def parse_marker(content: bytes) -> tuple[str, dict[str, Written]]:
     """The manifest digest and the files; nothing where it is no marker of ours."""
+    if len(content) > MAX_MARKER_BYTES:
+        return "", {}
     try:
         document = strict_json.load_object(content)
     except strict_json.NotStrict:
@@ -71,6 +84,7 @@ def _written(entry: Json) -> Written | None:
 def read_marker(marker: Path) -> tuple[str, dict[str, Written]]:
     """As `parse_marker`; nothing where there is no such file either."""
     try:
-        return parse_marker(marker.read_bytes())
+        with marker.open("rb") as file:
+            return parse_marker(read_bounded(file))
     except OSError:
         return "", {}

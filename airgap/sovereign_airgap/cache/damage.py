@@ -21,7 +21,7 @@ from sovereign_airgap.digest import Digest
 from sovereign_airgap.disk import explained
 from sovereign_airgap.errors import DiskFailed, SizeMismatch, SovereignError
 from sovereign_airgap.manifest import Layer, ModelManifest
-from sovereign_airgap.marker import Written, parse_marker
+from sovereign_airgap.marker import Written, parse_marker, read_bounded
 
 Marker = Mapping[str, Written]
 
@@ -74,7 +74,7 @@ def read_marked(entry: Entry, name: str) -> Marker | Damage | None:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             return Damage(name, "a marker", "something that is no file")
         with explained(marker):
-            content = file.read()
+            content = read_bounded(file)
     manifest, files = parse_marker(content)
     if manifest != str(entry.digest):
         found = f"one of {manifest[:100]!a}" if manifest else "none"

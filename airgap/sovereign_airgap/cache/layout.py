@@ -122,7 +122,8 @@ class Entry:
         if found is None or found.st_size > MAX_MANIFEST_BYTES:
             return None
         try:
-            content = place.read_bytes()
+            with place.open("rb") as file:
+                content = file.read(MAX_MANIFEST_BYTES + 1)  # it may have grown since
             return ModelManifest.parse(content) if Digest.of(content) == self.digest else None
         except (OSError, SovereignError):
             return None

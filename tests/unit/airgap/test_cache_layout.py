@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sovereign_airgap.cache.damage import Damage, read_marked
 from sovereign_airgap.cache.layout import (
     ENTRY_NAMES,
     IN_USE,
@@ -28,9 +30,11 @@ from sovereign_airgap.cache.layout import (
 )
 from sovereign_airgap.cache.locks import alone, is_held
 from sovereign_airgap.errors import CacheBusy, DiskFailed, InvalidReference
+from sovereign_airgap.marker import MARKER, MAX_MARKER_BYTES
 from sovereign_airgap.names import defect_of
 from sovereign_airgap.pace import Pace, Patience
 from tests.unit.airgap.cache_entries import FILES, ONE, OTHER, an_entry, mark
+from tests.unit.airgap.cache_node import MIB
 
 
 @pytest.fixture
@@ -121,6 +125,31 @@ def test_a_marker_that_is_a_link_vouches_for_nothing(cache: Cache) -> None:
     (entry.folder / ".complete").rename(entry.folder / "elsewhere")
     (entry.folder / ".complete").symlink_to("elsewhere")
     assert not entry.complete
+
+
+@pytest.mark.parametrize("name", sorted(ENTRY_NAMES))
+def test_no_more_is_read_of_a_file_of_ours_than_it_can_have(cache: Cache, name: str) -> None:
+    entry = an_entry(cache.root)
+    with (entry.folder / name).open("ab") as file:
+        file.truncate(64 * MIB)  # a hole, of whatever size, takes nothing of the disk
+    tracemalloc.start()
+    try:
+        entry.complete, entry.config_only, entry.used, entry.reserved, entry.manifest()
+        assert isinstance(read_marked(entry, name), Damage)
+        assert tracemalloc.get_traced_memory()[1] < MAX_MARKER_BYTES + MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_marker_that_is_too_long_vouches_for_nothing(cache: Cache) -> None:
+    entry = an_entry(cache.root)
+    marker = entry.folder / MARKER
+    content = marker.read_bytes()
+    marker.write_bytes(content.ljust(MAX_MARKER_BYTES))
+    assert entry.complete
+    marker.write_bytes(content.ljust(MAX_MARKER_BYTES + 1))
+    assert not entry.complete, "what comes behind the bound could say anything"
+    assert isinstance(read_marked(entry, MARKER), Damage)
 
 
 def test_no_file_of_an_artifact_can_have_a_name_of_ours() -> None:

@@ -90,10 +90,13 @@ def fetch(
         try:
             with _writing(cache, entry, options.seconds, pace, progress):
                 progress.enter("checking what is there")
-                found = _as_it_is(entry, options.pull, progress)
-                if found is None:
-                    found = _fetched(reference, cache, entry, options, pace, progress)
-                with cache.locked(pace):
+                there = _as_it_is(entry, options.pull, progress)
+                found = there or _fetched(reference, cache, entry, options, pace, progress)
+                # What is complete can be served from a full disk too; it only counts as older than it is.
+                with (
+                    contextlib.suppress(DiskFull) if there else contextlib.nullcontext(),
+                    cache.locked(pace),
+                ):
                     write_number(entry.folder / USED, cache.next_sequence())
                 progress.enter("done")
         except DiskFull as error:

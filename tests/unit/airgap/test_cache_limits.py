@@ -108,6 +108,19 @@ def test_a_pod_keeps_the_damaged_file_that_it_has_open(node: Node) -> None:
     node.require_whole(node.entry())
 
 
+def test_what_is_complete_needs_no_byte_of_a_full_disk(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, content: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    node.fetch()
+    used = node.entry().used
+    monkeypatch.setattr(os, "write", full)
+    assert node.fetch().fetched == 0
+    assert node.entry().used == used, "it counts as older than it is"
+    with pytest.raises(CacheFull):
+        node.fetch(node.other)
+
+
 def test_a_disk_that_fills_up_is_told_with_numbers(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
 

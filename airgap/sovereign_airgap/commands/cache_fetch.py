@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,8 @@ def cache_fetch_command(
     from sovereign_airgap.cache.room import Limits
     from sovereign_airgap.pull import PullOptions
 
+    # The pods that read it have users of their own, and whoever runs this by hand may have a strict mask.
+    os.umask(0o022)
     pulling = PullOptions(access, config_only, verify == "always", waits, parallel)
     options = FetchOptions(pulling, Limits(budget, reserve), frozenset(keep))
     progress = Progress()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,18 @@ def test_a_fetch_tells_what_it_did(
     assert "1 files were damaged" in str(result["message"])
     assert run([*command, "--config-only"]) == 0
     assert result_of(result_file)["files"] == 3
+
+
+def test_pods_of_any_user_can_read_what_was_fetched_under_any_umask(node: Node, command: list[str]) -> None:
+    before = os.umask(0o077)
+    try:
+        assert run(command) == 0
+    finally:
+        os.umask(before)
+    folder = node.entry().folder
+    for place in (folder.parent, folder, *folder.rglob("*")):
+        wanted = 0o755 if place.is_dir() else 0o644
+        assert stat.S_IMODE(place.lstat().st_mode) == wanted, place
 
 
 def test_a_fetch_names_who_had_to_go(node: Node, command: list[str], result_file: Path) -> None:

@@ -21,7 +21,7 @@ from sovereign_operator.desired.fetch_job import Fetch
 from sovereign_operator.distribution_nodes import Landed, choose, landed, references, wanted
 from sovereign_operator.fetch_case import Case, succeeded
 from sovereign_operator.fetch_states import FetchState, state_of
-from sovereign_operator.fetch_strays import Clearance, clearance
+from sovereign_operator.fetch_strays import Clearance, clearance, without_cache
 from sovereign_operator.fetches import LISTED_NODES, digests_of
 from sovereign_operator.job_tries import result_of
 from sovereign_operator.rollout import Memo
@@ -60,7 +60,8 @@ def next_step(
     cache, has_cache = config.node_cache, model.spec.delivery.mode == "nodeCache"
     if cache is None:
         waiting = Stage("Unknown", reasons.WAITING, "There is no cache on nodes in this cluster.")
-        return DistributionStep(waiting if has_cache else None, complete=not has_cache)
+        stage = waiting if has_cache else None
+        return DistributionStep(stage, complete=not has_cache, actions=without_cache(world))
     target = target if has_cache else None
     pods = landed(world, model, target)
     case = Case(

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fetch Jobs that nobody needs any more: of another digest, for another node, on a node that is lost. Pure.
+"""Fetch Jobs that nobody needs any more: of another digest, for another node, on a lost one, without a cache.
+Pure.
 
 Only a model that had to do with a Job removes it, and only where no other model of the namespace serves the
 digest. What was fetched stays on the node until somebody else needs the room.
@@ -56,6 +57,11 @@ def clearance(case: Case, wanted: tuple[Fetch, ...], needed: frozenset[str], set
         elif not is_dying(job) and _is_stray(case, job, wanted, needed, settled):
             actions.append(Delete(job, foreground=True))
     return Clearance(tuple(actions), tuple(told), tuple(sorted(lost)))
+
+
+def without_cache(world: World) -> tuple[Action, ...]:
+    """All Jobs, whoever shares them: the policies that bound what they may do went with the cache."""
+    return tuple(Delete(job, foreground=True) for job in world.fetches.jobs if not is_dying(job))
 
 
 def left_behind(world: World) -> tuple[Action, ...]:

@@ -170,10 +170,9 @@ async def _fetches(
 
 
 async def _fetches_left(world: World, senses: Senses) -> Fetches:
-    """The Jobs of a model that goes, and whoever else may need them."""
+    """The Jobs of a model that goes, and whoever else may need them. Asked without a cache too: it may have
+    been switched off since."""
     namespace, name = world.key
-    if senses.config.node_cache is None:
-        return Fetches()
     selector = f"{LABEL_COMPONENT}={COMPONENT_FETCH},{LABEL_OWNER_NAMESPACE}={namespace}"
     live = await senses.cluster.list(JOB, senses.config.system_namespace, selector)
     jobs = concerning(live, namespace, name, digests_of(world.body or {}))

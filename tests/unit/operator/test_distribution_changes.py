@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+
+import pytest
 
 from sovereign_operator.api import ANNOTATION_RETRY
 from sovereign_operator.values import NOT_THERE
@@ -136,6 +139,24 @@ def test_a_model_can_be_suspended_when_its_cluster_has_no_cache_any_more() -> No
     universe.config = a_caching_config()
     universe.settle()
     assert universe.actions_of(Apply) == [], "it is as it would have been rendered"
+
+
+@pytest.mark.parametrize("mode", ["nodeCache", "ephemeral"])
+def test_a_cache_that_is_switched_off_leaves_no_jobs(mode: str) -> None:
+    universe = a_fetching_universe()
+    (node,) = universe.fetching()
+    dying = copy.deepcopy(universe.job(node))
+    dying["metadata"] |= {"name": "fetch-dying", "deletionTimestamp": "2026-01-31T12:00:00Z"}
+    universe.children["Job", "fetch-dying"] = dying
+    universe.neighbours = [a_neighbour(digest=DIGEST)]
+    universe.config = a_caching_config(nodeCache=None)
+    universe.change(delivery={"mode": mode})
+    universe.done.clear()
+    universe.settle()
+    assert universe.jobs() == [dying], "it goes already"
+    (deleted,) = universe.actions_of(Delete)
+    assert isinstance(deleted, Delete)
+    assert deleted.foreground, "its pod goes with it"
 
 
 def test_a_model_that_pulls_again_for_each_pod_leaves_no_jobs() -> None:

@@ -56,7 +56,11 @@ class CachingBench(Bench):
         self.registry.found = an_artifact()
         self.progress = Progress()
         self.others: list[Manifest] = []
-        config = a_caching_config()
+        self.configure()
+
+    def configure(self, **changes: Any) -> None:
+        """An operator that starts with this configuration."""
+        config = a_caching_config(**changes)
         senses = Senses(self.cluster, self.indices, self.registry, self.progress, self.ray, config)  # type: ignore[arg-type]
         self.executor = Executor(self.cluster, self.ray, config.system_namespace)  # type: ignore[arg-type]
         self.reconciler = Reconciler(senses, self.executor)
@@ -151,6 +155,18 @@ async def test_a_model_that_goes_asks_for_its_jobs_and_takes_what_nobody_else_ha
     assert len(bench.jobs()) == left
     asked = [one for one in bench.requests if one.startswith("list Job")]
     assert "list Job sovereign.dev/component=fetch,sovereign.dev/owner-namespace=models" in asked
+
+
+@pytest.mark.parametrize("going", [False, True])
+async def test_a_cache_that_was_switched_off_leaves_no_jobs(bench: CachingBench, going: bool) -> None:
+    for _ in range(4):
+        await bench.run()
+    assert len(bench.jobs()) == 1
+    bench.configure(nodeCache=None)
+    if going:
+        bench.going()
+    await bench.run()
+    assert bench.jobs() == []
 
 
 async def test_a_job_that_the_watch_has_not_shown_yet_is_not_made_twice(bench: CachingBench) -> None:

@@ -25,6 +25,7 @@ from sovereign_operator.fetch_case import (
     succeeded,
     success_of,
 )
+from sovereign_operator.fetches import digests_of
 from sovereign_operator.job_tries import (
     BACKOFF_LAST,
     PERSISTENT,
@@ -136,12 +137,12 @@ def _absent(case: Case, fetch: Fetch) -> FetchState:
 
 
 def _recorded_attempt(case: Case, fetch: Fetch) -> int:
-    """How often it was tried before, from status: there may be no Job between two tries."""
+    """How often it was tried before, from status: there may be no Job between two tries. Where two artifacts
+    are fetched to one node status does not say which is which: to wait too long does less harm."""
     status = case.model.status
-    if status.delivery is None or status.artifact is None or status.artifact.digest != fetch.digest:
+    if status.delivery is None or fetch.digest not in digests_of(case.world.body or {}):
         return 0
-    tries = (node.attempt for node in status.delivery.nodes if node.name == fetch.node)
-    return next(tries, 0)
+    return max((node.attempt for node in status.delivery.nodes if node.name == fetch.node), default=0)
 
 
 def _running(case: Case, fetch: Fetch, job: Manifest) -> FetchState:

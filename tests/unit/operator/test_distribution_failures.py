@@ -21,6 +21,7 @@ from tests.unit.operator.cached_worlds import (
     a_distributed_universe,
     a_fetching_universe,
     nodes,
+    upgrade,
 )
 
 # -- failures ---------------------------------------------------------------------------------------------
@@ -286,6 +287,34 @@ def test_repairs_that_do_not_help_have_their_backoff() -> None:
             universe.end_fetch("gpu-a")
     assert 4 <= len(repairs) <= 8, repairs
     assert repairs[-1] - repairs[-2] > 400
+
+
+def test_the_tries_of_what_is_still_served_are_counted_during_an_upgrade() -> None:
+    universe = a_distributed_universe()
+    (chosen,) = universe.chosen()
+    upgrade(universe)
+    elsewhere = next(node.name for node in universe.nodes if node.name != chosen)
+    universe.land_another("one-0", elsewhere)
+    universe.settle()
+    for attempt in range(1, 4):
+        assert annotation(universe.job(elsewhere), ANNOTATION_ATTEMPT) == str(attempt)
+        universe.end_fetch(elsewhere, DOWN)
+        universe.settle()
+        universe.later(300)
+        universe.settle()
+
+
+def test_of_two_artifacts_on_one_node_the_larger_count_of_tries_holds() -> None:
+    universe = a_distributed_universe("gpu-a")
+    upgrade(universe)
+    for job in universe.jobs("gpu-a"):
+        del universe.children["Job", name_of(job)]
+    universe.complain("one-0", MISSING)
+    entry = {"name": "gpu-a", "state": "Failed", "reason": "RegistryUnavailable", "message": ""}
+    universe.body["status"]["delivery"]["nodes"] = [entry | {"attempt": 2}, entry | {"attempt": 7}]
+    universe.settle()
+    tries = [annotation(job, ANNOTATION_ATTEMPT) for job in universe.jobs("gpu-a")]
+    assert tries == ["8", "8"], "status does not say which is which"
 
 
 def test_a_pod_that_waits_longer_than_the_fetch_takes_starts_no_second_one() -> None:

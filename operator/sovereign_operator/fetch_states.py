@@ -195,8 +195,8 @@ def _recorded(case: Case, fetch: Fetch, job: Manifest) -> FetchState:
     later = [said for said, when in complaints(case, fetch) if when > ended]
     if not later:
         return _told(case, fetch, job)
-    # A record that held for long was right when it was made.
-    anew = (case.world.now - ended).total_seconds() > BACKOFF_LAST
+    # A record that held for longer than the longest pause between two tries was right when it was made.
+    anew = (case.world.now - ended).total_seconds() > 2 * BACKOFF_LAST
     return replace(_failed(case, fetch, job, later[0], anew), stalled=False)
 
 

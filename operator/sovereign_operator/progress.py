@@ -24,7 +24,8 @@ _TIMEOUT = aiohttp.ClientTimeout(total=3.0)
 _MAX_BYTES: Final = 16 * 1024
 # Pods of fetches that are asked for one look; the rest waits for the next one.
 MOST_PODS: Final = 16
-MOST_BYTES: Final = 2**60
+# Of one pod, a petabyte: status is an int64, and holds the sum over thousands of nodes.
+MOST_BYTES: Final = 2**50
 # A pod that nobody asked about for so long has ended.
 FORGOTTEN_SECONDS: Final = 600.0
 

@@ -13,9 +13,17 @@ from aiohttp import web
 
 from sovereign_operator.cluster import JOB, Kind
 from sovereign_operator.desired.fetch_job import Fetch, fetch_job
-from sovereign_operator.fetches import Neighbour, concerning, digests_of, fetch_key, has_cache, label_of
+from sovereign_operator.fetches import (
+    LISTED_NODES,
+    Neighbour,
+    concerning,
+    digests_of,
+    fetch_key,
+    has_cache,
+    label_of,
+)
 from sovereign_operator.indices import Indices, Key
-from sovereign_operator.progress import MOST_PODS, ProgressReader
+from sovereign_operator.progress import MOST_BYTES, MOST_PODS, ProgressReader
 from sovereign_operator.system_watch import Shelf, SystemWatch
 from sovereign_operator.values import Manifest, accelerators_of
 from tests.unit.operator.builders import DIGEST, a_caching_config, a_model, with_node_cache
@@ -266,7 +274,20 @@ async def test_a_pod_may_answer_what_it_likes(
     answers["127.0.1.1"] = nonsense
     async with aiohttp.ClientSession() as session:
         said = await ProgressReader(session, port).of_each([a_running_pod(1)])
-    assert all(0 <= each.bytes_done <= 2**60 for each in said.values())
+    assert all(0 <= each.bytes_done <= MOST_BYTES for each in said.values())
+
+
+async def test_a_status_can_hold_the_sum_of_whatever_pods_answer(
+    pods: tuple[int, list[str], dict[str, bytes]],
+) -> None:
+    port, _, answers = pods
+    several = [a_running_pod(number) for number in range(1, MOST_PODS + 1)]
+    for pod in several:
+        answers[pod["status"]["podIP"]] = b'{"bytesDone": 1e30, "bytesTotal": 1e30}'
+    async with aiohttp.ClientSession() as session:
+        said = (await ProgressReader(session, port).of_each(several)).values()
+    for amount in (each for one in said for each in (one.bytes_done, one.bytes_total)):
+        assert 10**15 < amount <= (2**63 - 1) // LISTED_NODES, "int64, and more than any model has"
 
 
 async def test_a_pod_that_ended_is_not_asked_and_forgotten() -> None:

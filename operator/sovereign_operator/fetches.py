@@ -27,7 +27,7 @@ LISTED_NODES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """Another model that has its weights on nodes, as its object says."""
+    """Another model that has its weights on nodes, as its object says; `nodes` with those of its pods."""
 
     namespace: str
     name: str

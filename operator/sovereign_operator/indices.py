@@ -11,10 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sovereign_operator.api import LABEL_COMPONENT, LABEL_MODEL, LABEL_OWNER, LABEL_OWNER_NAMESPACE
+from sovereign_operator.api import (
+    ANNOTATION_ARTIFACT,
+    LABEL_COMPONENT,
+    LABEL_MODEL,
+    LABEL_OWNER,
+    LABEL_OWNER_NAMESPACE,
+)
 from sovereign_operator.fetches import Neighbour, concerning, digests_of, has_cache, label_of
 from sovereign_operator.foreign_policies import opened_by
 from sovereign_operator.values import Manifest, NodeFacts, accelerators_of
@@ -133,8 +139,21 @@ class Indices:
 
     def neighbours(self, but: Key) -> tuple[Neighbour, ...]:
         """All other models that have weights on nodes, in any namespace."""
-        others = (body for key, bodies in self.models.items() if key != but for body in bodies)
-        return tuple(Neighbour.of(body) for body in others if has_cache(body))
+        return tuple(
+            self._with_nodes_of_pods(Neighbour.of(body), key)
+            for key, bodies in self.models.items()
+            for body in bodies
+            if key != but and has_cache(body)
+        )
+
+    def _with_nodes_of_pods(self, neighbour: Neighbour, key: Key) -> Neighbour:
+        """During an upgrade status names the nodes of the new revision only; the old one still serves."""
+        nodes = {
+            str((pod.get("spec") or {}).get("nodeName") or "")
+            for pod in self.pods.get(key, ())
+            if ANNOTATION_ARTIFACT in (pod["metadata"].get("annotations") or {})
+        }
+        return replace(neighbour, nodes=neighbour.nodes | (nodes - {""}))
 
     def accelerators_taken(self, resource: str, but: Key) -> dict[str, int]:
         """How many of each node's accelerators the pods of other models have."""

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from sovereign_operator.api import ANNOTATION_ARTIFACT
 from sovereign_operator.cluster import JOB, Kind
 from sovereign_operator.desired.fetch_job import Fetch, fetch_job
 from sovereign_operator.fetches import (
@@ -146,6 +147,21 @@ def test_neighbours_are_all_others_with_weights_on_nodes() -> None:
     found = indices_of(one, pulling, a_neighbour("me", digest=DIGEST)).neighbours(but=("models", "me"))
     (neighbour,) = found
     assert (neighbour.name, neighbour.digests, neighbour.nodes) == ("one", {DIGEST}, {"gpu-a"})
+    assert neighbour.keeps_on("gpu-a")
+    assert not neighbour.keeps_on("gpu-b")
+
+
+def test_a_neighbour_keeps_what_its_pods_use_though_its_status_names_no_node() -> None:
+    indices = indices_of(a_neighbour("one", digest=DIGEST))
+    using, pulling = a_pod_with("4"), a_pod_with("4", "gpu-b")
+    using["metadata"]["annotations"] = {ANNOTATION_ARTIFACT: f"models/a/b@{DIGEST}"}
+    unplaced = {"metadata": using["metadata"], "spec": {}}
+    indices.pods = {
+        ("models", "one"): [using, pulling, unplaced],
+        ("models", "two"): [a_pod_with("1", "gpu-c")],
+    }
+    (neighbour,) = indices.neighbours(but=("models", "me"))
+    assert neighbour.nodes == {"gpu-a"}
     assert neighbour.keeps_on("gpu-a")
     assert not neighbour.keeps_on("gpu-b")
 

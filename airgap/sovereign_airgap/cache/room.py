@@ -7,6 +7,7 @@ Never what is wanted on this node, in use, or being written; and nothing at all 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -68,15 +69,37 @@ def taken(occupants: Iterable[Occupant]) -> int:
     return sum(each.size for each in blocks.values())
 
 
-def freed_by(going: Iterable[Occupant]) -> int:
-    """Bytes that come free when all of these go: an inode goes with the last of its names."""
-    names: dict[Inode, int] = {}
-    blocks: dict[Inode, Blocks] = {}
-    for occupant in going:
+class Freed:
+    """Bytes that come free when some go, with who goes changing: an inode goes with the last of its names.
+
+    Reckoned anew for each of hundreds of entries with hundreds of files, it would hold the cache's lock long.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._names: Counter[Inode] = Counter()
+        self._inodes: dict[Inode, int] = {}
+
+    def add(self, occupant: Occupant) -> None:
         for inode, each in occupant.blocks.items():
-            names[inode] = names.get(inode, 0) + each.names
-            blocks[inode] = each
-    return sum(each.size for inode, each in blocks.items() if names[inode] >= each.links)
+            self._names[inode] += each.names
+            if self._names[inode] >= each.links and inode not in self._inodes:
+                self._inodes[inode] = each.size
+                self.size += each.size
+
+    def remove(self, occupant: Occupant) -> None:
+        for inode, each in occupant.blocks.items():
+            self._names[inode] -= each.names
+            if self._names[inode] < each.links:
+                self.size -= self._inodes.pop(inode, 0)
+
+
+def freed_by(going: Iterable[Occupant]) -> int:
+    """Bytes that come free when all of these go."""
+    freed = Freed()
+    for occupant in going:
+        freed.add(occupant)
+    return freed.size
 
 
 def choose(
@@ -90,17 +113,21 @@ def choose(
     if not lack:
         return ()
     going: list[Occupant] = []
+    freed = Freed()
     for occupant in _order(wanted, occupants):
         going.append(occupant)
-        if freed_by(going) >= lack:
+        freed.add(occupant)
+        if freed.size >= lack:
             break
     else:
-        raise CacheFull(_told(wanted, occupants, need, free, limits, freed_by(going)))
+        raise CacheFull(_told(wanted, occupants, need, free, limits, freed.size))
     # An earlier one may have been asked in vain: it shares its bytes with one that stays, or is small.
     for spared in reversed(going[:-1]):
-        without = [each for each in going if each is not spared]
-        if freed_by(without) >= lack:
-            going = without
+        freed.remove(spared)
+        if freed.size >= lack:
+            going = [each for each in going if each is not spared]
+        else:
+            freed.add(spared)
     return tuple(going)
 
 

@@ -8,6 +8,7 @@ import fcntl
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -107,6 +108,20 @@ def test_what_two_share_comes_free_with_the_second_of_them() -> None:
 def test_a_file_that_somebody_linked_elsewhere_does_not_come_free() -> None:
     with pytest.raises(CacheFull):
         going([sharing("one", (7, 10, 2))], 10, budget=10)
+
+
+def test_many_who_have_to_go_are_not_looked_at_over_and_over() -> None:
+    looks = 0
+
+    class Counted(dict[tuple[int, int], Blocks]):
+        def items(self) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().items()
+
+    occupants = [Occupant(entry(str(at)), Counted({(1, at): Blocks(MIB, 1)}), used=at) for at in range(200)]
+    assert len(going(occupants, 150, budget=200)) == 150
+    assert looks <= 3 * 200, "each comes once, may leave again, and come back"
 
 
 def test_what_other_fetches_have_reserved_is_taken() -> None:

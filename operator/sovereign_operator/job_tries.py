@@ -144,9 +144,15 @@ def waiting_for(pod: Manifest) -> str:
         waiting = (each.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
             return f"{waiting['reason']}: {str(waiting.get('message') or '')[:500]}"
-    for condition in status.get("conditions") or ():
-        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
-            return str(condition.get("message") or condition.get("reason") or "")[:500]
+    missing = {
+        each.get("type"): each for each in status.get("conditions") or () if each.get("status") == "False"
+    }
+    if unscheduled := missing.get("PodScheduled"):
+        return str(unscheduled.get("message") or unscheduled.get("reason") or "")[:500]
+    if "PodReadyToStartContainers" in missing:
+        # The kubelet tells no more than this outside of events, which are not ours to read.
+        name = pod["metadata"].get("name", "")
+        return f"its volumes or its network are not there; if it stays so, the events of pod {name} say why."
     return ""
 
 

@@ -174,16 +174,19 @@ def test_a_disk_that_cannot_take_the_weights(
 
 
 def test_a_node_without_the_path(installed: Stack, cache: Path) -> None:
-    """Where the folder should be there is a file: nothing can be mounted, and the message says so."""
+    """Where the folder should be there is a file: nothing can be mounted, and the message leads to why."""
     cache.write_text("in the way")
     apply_model(installed, UNSEALED)
     said = until(
         installed.kubectl,
         *("-n", UNSEALED, "smodel", NAME),
-        holds=lambda m: "FailedMount" in condition(m, "Distributed").get("message", ""),
+        holds=lambda m: "volumes" in condition(m, "Distributed").get("message", ""),
         seconds=WITHIN,
     )
     assert condition(said, "Distributed")["reason"] == "FetchPending"
+    pod = condition(said, "Distributed")["message"].partition("the events of pod ")[2].partition(" ")[0]
+    of_pod = ("-n", SYSTEM, "events", "--field-selector", f"involvedObject.name={pod},reason=FailedMount")
+    until(installed.kubectl, *of_pod, holds=bool, seconds=WITHIN)
     cache.unlink()
     is_there(installed.kubectl, UNSEALED)
 

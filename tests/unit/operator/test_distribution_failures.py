@@ -152,6 +152,14 @@ def test_a_pod_that_cannot_start_says_why_and_one_that_nobody_may_make_says_what
     }
     universe.settle()
     assert "ErrImagePull: no such image" in universe.condition("Distributed")["message"]
+    universe.fetch_pods[0]["status"] = {
+        "phase": "Pending",
+        "containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}],
+        "conditions": [{"type": "PodReadyToStartContainers", "status": "False"}],
+    }
+    universe.settle()
+    said = universe.condition("Distributed")["message"]
+    assert f"the events of pod {universe.fetch_pods[0]['metadata']['name']} say why" in said
     universe.fetch_pods = []
     universe.settle()
     assert "hostPath" not in universe.condition("Distributed")["message"]

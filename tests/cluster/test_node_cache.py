@@ -58,6 +58,8 @@ def cache(installed: Stack, node_cluster: Cluster) -> Iterator[Path]:
 
 
 def empty(folder: Path) -> None:
+    if folder.is_file():
+        folder.unlink()
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -207,9 +207,16 @@ def test_power_is_cut_while_weights_are_fetched(installed: Stack, cache: Path, n
     os.kill(kubelet.pid, signal.SIGKILL)
     runtime.ctr(node_cluster, "tasks", "kill", "--signal", "SIGKILL", _container(running))
 
-    said = distributed_says(kubectl, UNSEALED, "NodeLost")
+    # It was the only node, so that there is none to fetch to instead.
+    said = until(
+        kubectl,
+        *("-n", UNSEALED, "smodel", NAME),
+        holds=lambda m: condition(m, "Ready").get("reason") == "NoMatchingNodes",
+        seconds=WITHIN,
+    )
+    assert "unreachable" in condition(said, "Ready")["message"]
+    until(kubectl, "-n", UNSEALED, "events", "--field-selector=reason=NodeLost", holds=bool, seconds=WITHIN)
     assert not list(cache.glob("*/*/.complete"))
-    assert not is_true(said, "Ready")
 
     kubectl.apply({**way, "metadata": {key: way["metadata"][key] for key in ("name", "namespace", "labels")}})
     up(node_cluster.name, node=True)

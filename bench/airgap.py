@@ -9,9 +9,7 @@ an entrant left in the page cache to the disk, `cached` how much was there, as a
 """
 
 import argparse
-import json
 import os
-import platform
 import signal
 import sys
 import tempfile
@@ -21,20 +19,20 @@ from pathlib import Path
 from rich.console import Console
 
 from bench import ground as grounds
+from bench import sheet
 from bench.entrants import Tools, contests
 from bench.ground import Ground
 from bench.measure import MIB
 from bench.race import race
-from bench.ratios import Bytes, Outcome, Promise, as_json, kept_or_not, promises, races
+from bench.ratios import Bytes, Outcome, as_json, promises
 from bench.stage import Stage
 
 VERBS = ("create", "verify", "split", "load", "pull", "delta", "mirror")
 _ROOM = 7  # copies of a model at a time: hub, bundle, parts, two registries, what entrants write
-_TELLING = 512 * MIB  # from here on times are of moving bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = sheet.parser("python -m bench.airgap", __doc__, VERBS, _ROOM).parse_args(arguments)
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 170)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through every `finally`: nothing stays behind
     with tempfile.TemporaryDirectory(dir=options.work, prefix="bench-airgap-") as folder:
@@ -45,13 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         outcomes, counted = _measure(options, work, console)
     found = promises(outcomes, counted)
-    _show(outcomes, found, options, console)
-    report = {**_about(options), **as_json(outcomes, found)}
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
-    # Times depend on the machine; memory and bytes do not.
-    return 1 if any(promise.exact and promise.kept is False for promise in found) else 0
+    sheet.show_races(outcomes, options, console)
+    sheet.show_promises(found, options, console)
+    sheet.report("airgap", options, as_json(outcomes, found))
+    return sheet.exit_code(found)
 
 
 def _measure(
@@ -85,52 +80,6 @@ def _count(ground: Ground) -> Bytes:
         delta=made(*both, since=ground.bundle)[1],
         changed=ground.sibling.weights[-1].stat().st_size,
     )
-
-
-def _show(
-    outcomes: Sequence[Outcome], found: Sequence[Promise], options: argparse.Namespace, console: Console
-) -> None:
-    size = f"{options.size // MIB} MiB in {options.files} files"
-    console.print(races(outcomes, f"{size}, median of {options.repeat}"))
-    for outcome in outcomes:
-        console.print(f"floor of {outcome.verb}: {outcome.floor}", highlight=False)
-        for name, why in outcome.absent:
-            console.print(f"absent from {outcome.verb}: {name}: {why}", highlight=False, markup=False)
-    console.print(kept_or_not(found))
-    if options.size < _TELLING:
-        console.print("At this size the times are of starting programs: only memory and bytes say something.")
-
-
-def _about(options: argparse.Namespace) -> dict[str, object]:
-    return {
-        "benchmark": "airgap",
-        "bytes": options.size,
-        "files": options.files,
-        "workers": options.workers,
-        "repeat": options.repeat,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-    }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.airgap", description=__doc__)
-    parser.add_argument("--size", type=_bytes, default=2048 * MIB, help="of each model (default: 2048MiB)")
-    parser.add_argument("--files", type=int, default=8, help="in each model (default: %(default)s)")
-    parser.add_argument(
-        "--repeat", type=int, default=3, help="counted turns after a warm-up (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=4, help="files at once, for the floors (default: %(default)s)"
-    )
-    parser.add_argument("--only", action="append", choices=VERBS, help="a verb (repeatable)")
-    parser.add_argument("--work", type=Path, help=f"a folder with room for {_ROOM} times the size")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
-    return parser
-
-
-def _bytes(text: str) -> int:
-    return int(text.removesuffix("MiB")) * MIB
 
 
 if __name__ == "__main__":

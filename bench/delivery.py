@@ -14,9 +14,7 @@ seconds between a startup probe's looks come on top, for every entrant.
 """
 
 import argparse
-import json
 import os
-import platform
 import signal
 import socket
 import sys
@@ -27,20 +25,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench import fanout, node
+from bench import fanout, node, sheet
 from bench import ground as grounds
 from bench.entrants import Tools
 from bench.fanout import Spread
 from bench.ground import Ground
 from bench.measure import MIB
 from bench.race import race
-from bench.ratios import DELTA_SPARE, Outcome, Promise, Role, as_json, kept_or_not, promises, races
+from bench.ratios import DELTA_SPARE, Outcome, Promise, Role, as_json, promises
 from bench.relay import Relay
 
 VERBS = ("deliver", "restart", "revision")
 FAN_OUT = "fan-out"
 _ROOM = 6  # copies of a model at a time: hub, registry, the node's cache, what entrants write, changed shards
-_TELLING = 512 * MIB  # from here on times are of moving bytes
 
 
 @dataclass(frozen=True)
@@ -79,14 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         found = _measure(options, work, console)
     promised = (*promises(found.outcomes, None), *said(found))
-    _show(found, promised, options, console)
-    spreads = fanout.as_json(found.spreads)
-    report = {**_about(options), **as_json(found.outcomes, promised), "fanOut": spreads}
-    if options.json:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report))
-    # Times depend on the machine; memory and bytes do not.
-    return 1 if any(promise.exact and promise.kept is False for promise in promised) else 0
+    sheet.show_races(found.outcomes, options, console)
+    _show_fan_out(found, options, console)
+    sheet.show_promises(promised, options, console)
+    link = {"spreadBytes": options.spread_size, "linkBytesPerSecond": options.link}
+    spreads = {"fanOut": fanout.as_json(found.spreads)}
+    sheet.report("delivery", options, link | as_json(found.outcomes, promised) | spreads)
+    return sheet.exit_code(promised)
 
 
 def said(found: Found) -> tuple[Promise, ...]:
@@ -177,62 +173,23 @@ def _count(ground: Ground) -> Crossed:
     return Crossed(first, restart, revision, node.changed(ground).stat().st_size)
 
 
-def _show(found: Found, promised: Sequence[Promise], options: argparse.Namespace, console: Console) -> None:
-    if found.outcomes:
-        size = f"{options.size // MIB} MiB in {options.files} files"
-        console.print(races(found.outcomes, f"{size}, median of {options.repeat}"))
-    for outcome in found.outcomes:
-        console.print(f"floor of {outcome.verb}: {outcome.floor}", highlight=False)
-        for name, why in outcome.absent:
-            console.print(f"absent from {outcome.verb}: {name}: {why}", highlight=False, markup=False)
+def _show_fan_out(found: Found, options: argparse.Namespace, console: Console) -> None:
     if found.spreads:
         console.print(fanout.table(found.spreads, options.spread_size, options.link))
     else:
         console.print(f"absent: {FAN_OUT}: {found.no_fan_out}", highlight=False, markup=False)
-    console.print(kept_or_not(promised))
-    if options.size < _TELLING:
-        console.print("At this size the times are of starting programs: only memory and bytes say something.")
-
-
-def _about(options: argparse.Namespace) -> dict[str, object]:
-    return {
-        "benchmark": "delivery",
-        "bytes": options.size,
-        "files": options.files,
-        "workers": options.workers,
-        "repeat": options.repeat,
-        "spreadBytes": options.spread_size,
-        "linkBytesPerSecond": options.link,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-    }
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.delivery", description=__doc__)
-    parser.add_argument("--size", type=_bytes, default=2048 * MIB, help="of each model (default: 2048MiB)")
-    parser.add_argument("--files", type=int, default=8, help="in each model (default: %(default)s)")
-    parser.add_argument(
-        "--repeat", type=int, default=3, help="counted turns after a warm-up (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--workers", type=int, default=4, help="files at once, for the floors (default: %(default)s)"
-    )
-    parser.add_argument("--only", action="append", choices=(*VERBS, FAN_OUT), help="repeatable")
+    parser = sheet.parser("python -m bench.delivery", __doc__, (*VERBS, FAN_OUT), _ROOM)
     parser.add_argument("--nodes", type=int, default=4, help="of the fan-out (default: %(default)s)")
     parser.add_argument(
-        "--spread-size", type=_bytes, default=128 * MIB, help="of the fan-out's model (default: 128MiB)"
+        "--spread-size", type=sheet.size, default=128 * MIB, help="of the fan-out's model (default: 128MiB)"
     )
     parser.add_argument(
-        "--link", type=_bytes, default=16 * MIB, help="a node's link, each second (default: 16MiB)"
+        "--link", type=sheet.size, default=16 * MIB, help="a node's link, each second (default: 16MiB)"
     )
-    parser.add_argument("--work", type=Path, help=f"a folder with room for {_ROOM} times the size")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
     return parser
-
-
-def _bytes(text: str) -> int:
-    return int(text.removesuffix("MiB")) * MIB
 
 
 if __name__ == "__main__":

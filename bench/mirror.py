@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import stage
+from bench import sheet, stage
 from bench.contestants import Contestant, Course, Floor, Ours, everybody
 from bench.measure import MIB, ContestantFailed, Run
 from dev.hub import HubServer
@@ -154,7 +154,7 @@ def _report(runs: dict[str, list[Run]], options: argparse.Namespace) -> dict[str
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.mirror", description=__doc__)
     parser.add_argument(
-        "--size", type=_bytes, default=2048 * MIB, help="all files together (default: 2048MiB)"
+        "--size", type=sheet.size, default=2048 * MIB, help="all files together (default: 2048MiB)"
     )
     parser.add_argument("--files", type=int, default=8, help="how many (default: %(default)s)")
     parser.add_argument(
@@ -167,10 +167,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, help="a folder with room for five times the size")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
     return parser
-
-
-def _bytes(text: str) -> int:
-    return int(text.removesuffix("MiB")) * MIB
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def test_values_that_nobody_could_mean_are_refused(values: Manifest, named: str)
     assert named in refusal({"nodeCache": {"enabled": True, **values}})
 
 
-@pytest.mark.parametrize("path", ["/srv/cache", "/root/.local/state/cache", "/mnt/nvme0n1/a_b..c"])
+@pytest.mark.parametrize("path", ["/srv/cache", "/opt/.local/state/cache", "/mnt/nvme0n1/a_b..c"])
 def test_a_path_may_be_any_folder(path: str) -> None:
     found = told(on(path=path))
     assert found is not None

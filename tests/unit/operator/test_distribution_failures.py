@@ -297,22 +297,20 @@ def test_repairs_that_do_not_help_have_their_backoff() -> None:
     assert repairs[-1] - repairs[-2] > 400
 
 
-def test_repairs_at_their_slowest_are_still_counted() -> None:
+@pytest.mark.parametrize(
+    ("sound_for", "attempt"),
+    [
+        pytest.param(1801, "10", id="the-slowest-repairs-are-still-counted"),
+        pytest.param(3601, "1", id="what-was-right-for-long-is-repaired-at-once"),
+    ],
+)
+def test_how_long_a_repair_is_counted(sound_for: int, attempt: str) -> None:
     universe = a_distributed_universe("gpu-a")
     universe.job("gpu-a")["metadata"]["annotations"][ANNOTATION_ATTEMPT] = "9"
-    universe.later(1801)
+    universe.later(sound_for)
     universe.complain("one-0", CORRUPT)
     universe.settle()
-    assert annotation(universe.job("gpu-a"), ANNOTATION_ATTEMPT) == "10"
-
-
-def test_what_was_right_for_long_is_repaired_at_once_when_it_was_damaged_since() -> None:
-    universe = a_distributed_universe("gpu-a")
-    universe.job("gpu-a")["metadata"]["annotations"][ANNOTATION_ATTEMPT] = "9"
-    universe.later(3601)
-    universe.complain("one-0", CORRUPT)
-    universe.settle()
-    assert annotation(universe.job("gpu-a"), ANNOTATION_ATTEMPT) == "1"
+    assert annotation(universe.job("gpu-a"), ANNOTATION_ATTEMPT) == attempt
 
 
 def test_the_tries_of_what_is_still_served_are_counted_during_an_upgrade() -> None:

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from dev import stack
 from dev.board import Board
-from dev.kubectl import Kubectl, Manifest, condition, is_true
+from dev.kubectl import Kubectl, Manifest, condition, is_true, named
 
 NAME = "tiny-moe"
 QUESTION = "What is a mixture of experts?"
@@ -85,7 +85,7 @@ def follow(board: Board, kubectl: Kubectl) -> None:
     """Show the model's conditions as they change; return when it is Ready."""
     board.start(FOLLOWED[0])
     model: Manifest = {}
-    for model in kubectl.watch("-n", stack.MODELS, "smodel", NAME, seconds=PATIENCE):
+    for model in kubectl.watch("-n", stack.MODELS, "smodel", named(NAME), seconds=PATIENCE):
         if model.get("status", {}).get("observedGeneration") != model["metadata"]["generation"]:
             continue
         for name in FOLLOWED:

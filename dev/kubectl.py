@@ -61,7 +61,7 @@ class Kubectl:
         return self("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=json.dumps(document))
 
     def watch(self, *arguments: str, seconds: float) -> Iterator[Manifest]:
-        """Yield the object now and at each change; end after `seconds`.
+        """Yield what is there now and each change; end after `seconds`. One object is `kind, named(NAME)`.
 
         Begins again when kubectl gives up, as it does when a definition has just come and its storage is not
         ready: then the object is yielded once more.
@@ -121,6 +121,15 @@ class Kubectl:
             process.terminate()
             process.wait()
             process.stdout.close()
+
+
+def named(name: str) -> str:
+    """The argument that narrows a watch to one object.
+
+    A bare name would lose changes: kubectl then gets the object, opens a watch without the version that it
+    got, and drops the first event as the one it has printed, whatever came between the two.
+    """
+    return f"--field-selector=metadata.name={name}"
 
 
 def _object(text: str) -> Manifest:

@@ -16,7 +16,7 @@ import pytest
 from dev import outside, policy, stack
 from dev.cluster import Cluster
 from dev.demo import NAME, ask
-from dev.kubectl import Kubectl, KubectlFailed, Manifest, condition, is_true
+from dev.kubectl import Kubectl, KubectlFailed, Manifest, condition, is_true, named
 from dev.stack import MODELS, SYSTEM, Stack
 from tests.cluster.audit import AuditLog
 from tests.cluster.leaving import PodAddresses, names_asked, packets_out
@@ -33,7 +33,9 @@ RAY_LOGS = "/tmp/ray/session_latest/logs"
 
 
 def wait_ready(kubectl: Kubectl) -> Manifest:
-    return until(kubectl, "-n", MODELS, "smodel", NAME, holds=lambda m: is_current(m) and is_true(m, "Ready"))
+    return until(
+        kubectl, "-n", MODELS, "smodel", named(NAME), holds=lambda m: is_current(m) and is_true(m, "Ready")
+    )
 
 
 def pods(kubectl: Kubectl, component: str) -> list[Manifest]:
@@ -101,7 +103,14 @@ def test_experts_are_spread_over_two_worker_pods(installed: Stack, model: Manife
 def test_the_tokens_are_those_of_a_single_rank(installed: Stack, model: Manifest) -> None:
     kubectl = installed.kubectl
     kubectl.apply(single_rank_pod(kubectl, pods(kubectl, "worker")[0], PROMPT))
-    until(kubectl, "-n", MODELS, "pod", "single-rank", holds=lambda p: _phase(p) in ("Succeeded", "Failed"))
+    until(
+        kubectl,
+        "-n",
+        MODELS,
+        "pod",
+        named("single-rank"),
+        holds=lambda p: _phase(p) in ("Succeeded", "Failed"),
+    )
     said = kubectl("-n", MODELS, "logs", "single-rank", "-c", "single-rank")
     kubectl("-n", MODELS, "delete", "pod", "single-rank", "--wait=false")
     alone = json.loads(said.strip().splitlines()[-1])
@@ -204,13 +213,13 @@ def lose(installed: Stack, kind: str, name: str) -> None:
     """Delete a part; Ready must turn away from True, then return."""
     kubectl = installed.kubectl
     kubectl("-n", MODELS, "delete", kind, name, "--wait=false")
-    until(kubectl, "-n", MODELS, "smodel", NAME, holds=lambda m: not is_true(m, "Ready"), seconds=180)
+    until(kubectl, "-n", MODELS, "smodel", named(NAME), holds=lambda m: not is_true(m, "Ready"), seconds=180)
     wait_ready(kubectl)
 
 
 def _appears_anew(kubectl: Kubectl, kind: str, name: str, old_uid: str) -> None:
-    for seen in kubectl.watch("-n", MODELS, kind, seconds=120):
-        if seen["metadata"]["name"] == name and seen["metadata"]["uid"] != old_uid:
+    for seen in kubectl.watch("-n", MODELS, kind, named(name), seconds=120):
+        if seen["metadata"]["uid"] != old_uid:
             return
     raise AssertionError(f"{kind} {name} did not come back within 120 s")
 
@@ -256,7 +265,7 @@ def test_a_network_that_stops_enforcing_stops_the_model_until_a_person_lets_it_g
     policy.stop(node_cluster)
     # A policy deleted by hand is put back, and the seal is proven anew: that is what finds it.
     delete_policy(kubectl, kubectl.items("-n", MODELS, "networkpolicies")[0]["metadata"]["name"])
-    seen = until(kubectl, "-n", MODELS, "smodel", NAME, holds=_is_isolated, seconds=400)
+    seen = until(kubectl, "-n", MODELS, "smodel", named(NAME), holds=_is_isolated, seconds=400)
     assert condition(seen, "EgressSealed")["reason"] == "PolicyNotEnforced"
     assert not is_true(seen, "Ready")
     deadline = monotonic() + 180
@@ -282,7 +291,7 @@ def test_a_changed_revision_is_served_only_once_it_is_verified(installed: Stack,
     change = {"spec": {"source": {"huggingFace": {"revision": installed.revisions["second"]}}}}
     kubectl("-n", MODELS, "patch", "smodel", NAME, "--type=merge", "-p", json.dumps(change))
     moved = False
-    for seen in kubectl.watch("-n", MODELS, "smodel", NAME, seconds=READY_WITHIN):
+    for seen in kubectl.watch("-n", MODELS, "smodel", named(NAME), seconds=READY_WITHIN):
         status = seen["status"]
         mirrored = is_current(seen) and is_true(seen, "Mirrored")
         mirrored = mirrored and status["artifact"]["revision"] == installed.revisions["second"]

@@ -17,7 +17,7 @@ from dev import outside, policy
 from dev.binaries import binary
 from dev.cluster import Cluster, ClusterError, down, network, runtime, up
 from dev.cluster.process import awaited
-from dev.kubectl import Kubectl, KubectlFailed
+from dev.kubectl import Kubectl, KubectlFailed, named
 from tests.cluster.witness import a_pod
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
@@ -98,7 +98,7 @@ def test_accelerators_are_counted_and_the_product_label_pins(
         pod["spec"]["containers"][0]["resources"] = {"limits": {"sovereign.dev/accelerator": wanted}}
         kubectl("-n", namespace, "apply", "-f", "-", stdin=json.dumps(pod))
     kubectl("-n", namespace, "wait", "pod/fits", "--for=condition=Ready", "--timeout=60s")
-    for pod in kubectl.watch("-n", namespace, "pod", "elsewhere", seconds=30):
+    for pod in kubectl.watch("-n", namespace, "pod", named("elsewhere"), seconds=30):
         conditions = {c["type"]: c for c in pod.get("status", {}).get("conditions", [])}
         if conditions.get("PodScheduled", {}).get("reason") == "Unschedulable":
             return

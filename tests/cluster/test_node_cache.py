@@ -20,7 +20,7 @@ import pytest
 from dev import stack
 from dev.cluster import Cluster, runtime, up
 from dev.cluster.process import awaited
-from dev.kubectl import Kubectl, Manifest, condition, is_true
+from dev.kubectl import Kubectl, Manifest, condition, is_true, named
 from dev.stack import MODELS, SYSTEM, Stack
 from tests.cluster.registry_log import blobs_fetched
 from tests.cluster.until import is_current, until
@@ -74,7 +74,7 @@ def distributed_says(kubectl: Kubectl, namespace: str, *reasons: str) -> Manifes
     """The model once Distributed has one of these reasons."""
     return until(
         kubectl,
-        *("-n", namespace, "smodel", NAME),
+        *("-n", namespace, "smodel", named(NAME)),
         holds=lambda m: is_current(m) and condition(m, "Distributed").get("reason") in reasons,
         seconds=WITHIN,
     )
@@ -118,7 +118,7 @@ def test_a_file_that_was_tampered_with_serves_nobody_and_is_brought_anew(
         (node,) = model["status"]["delivery"]["nodes"]
         return bool(node["reason"] == "CacheRepaired" and SHARD in node["message"])
 
-    until(kubectl, "-n", MODELS, "smodel", NAME, holds=was_repaired, seconds=WITHIN)
+    until(kubectl, "-n", MODELS, "smodel", named(NAME), holds=was_repaired, seconds=WITHIN)
     told = kubectl.items("-n", MODELS, "events", "--field-selector=reason=CacheRepaired")
     assert any(SHARD in event["message"] for event in told)
     until(
@@ -181,7 +181,7 @@ def test_a_node_without_the_path(installed: Stack, cache: Path) -> None:
     apply_model(installed, UNSEALED)
     said = until(
         installed.kubectl,
-        *("-n", UNSEALED, "smodel", NAME),
+        *("-n", UNSEALED, "smodel", named(NAME)),
         holds=lambda m: "volumes" in condition(m, "Distributed").get("message", ""),
         seconds=WITHIN,
     )
@@ -210,7 +210,7 @@ def test_power_is_cut_while_weights_are_fetched(installed: Stack, cache: Path, n
     # It was the only node, so that there is none to fetch to instead.
     said = until(
         kubectl,
-        *("-n", UNSEALED, "smodel", NAME),
+        *("-n", UNSEALED, "smodel", named(NAME)),
         holds=lambda m: condition(m, "Ready").get("reason") == "NoMatchingNodes",
         seconds=WITHIN,
     )

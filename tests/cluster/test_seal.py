@@ -15,7 +15,7 @@ import pytest
 from dev import outside, policy, stack
 from dev.cluster import Cluster, dns
 from dev.cluster.state import NODE_IP
-from dev.kubectl import Kubectl, Manifest, condition, is_true
+from dev.kubectl import Kubectl, Manifest, condition, is_true, named
 from dev.stack import MODELS, SYSTEM, Stack
 from tests.cluster.until import intruder, is_current, until
 
@@ -59,7 +59,7 @@ def sealed_says(kubectl: Kubectl, name: str, *reasons: str, seconds: float = PRO
     """The model once EgressSealed has one of these reasons."""
     return until(
         kubectl,
-        *("-n", MODELS, "smodel", name),
+        *("-n", MODELS, "smodel", named(name)),
         holds=lambda m: is_current(m) and condition(m, "EgressSealed").get("reason") in reasons,
         seconds=seconds,
     )
@@ -81,7 +81,7 @@ def test_a_network_that_enforces_nothing_is_found_out_and_nothing_is_served(
 
     said = sealed_says(kubectl, "unsealed", "Sealed", seconds=900)  # it is tried again after 30 s to 10 min
     assert said["status"]["egress"]["denied"] >= 3 + len(BY_POLICY)  # the canary's three
-    until(kubectl, "-n", MODELS, "rayservices", "unsealed", holds=bool, seconds=120)
+    until(kubectl, "-n", MODELS, "rayservices", named("unsealed"), holds=bool, seconds=120)
     delete_model(kubectl, "unsealed")
 
 

@@ -19,6 +19,16 @@ from dev.kubectl import Kubectl
 ClientFactory = Callable[[], AbstractAsyncContextManager[Any]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The limit of a test counts its fixtures, and whichever comes first in a process starts a control plane.
+
+    Three start at once on two cores; everything in here that waits has a shorter bound of its own.
+    """
+    for item in items:
+        if item.get_closest_marker("controlplane") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Cluster]:
     """An embedded control plane without our CRDs. SOVEREIGN_KEEP=1 leaves it running and says so."""

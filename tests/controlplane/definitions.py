@@ -5,15 +5,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dev.kubectl import Kubectl
+from dev.kubectl import Kubectl, Manifest, named
 
 
 def serve(kubectl: Kubectl, path: Path, name: str, seconds: float = 300) -> None:
     """Applies a definition and returns once the API server serves it."""
     kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
-    for definition in kubectl.watch("crd", name, seconds=seconds):
+    conditions: list[Manifest] = []
+    for definition in kubectl.watch("crd", named(name), seconds=seconds):
         # At first the list of conditions is null, not absent.
-        conditions = (definition.get("status") or {}).get("conditions") or ()
+        conditions = (definition.get("status") or {}).get("conditions") or []
         if any(each["type"] == "Established" and each["status"] == "True" for each in conditions):
             return
-    raise TimeoutError(f"{name} was not established within {seconds} s")
+    raise TimeoutError(f"{name} was not established within {seconds} s; its conditions: {conditions}")

@@ -15,6 +15,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sovereign_airgap.errors import DiskFailed, DiskFull, UnsafeFileName
 from sovereign_airgap.names import RESERVED_PREFIX
@@ -92,6 +93,23 @@ def regular_file(path: Path) -> os.stat_result | None:
         if stat.S_ISREG(found.st_mode):
             return found
     return None
+
+
+def open_regular(path: Path) -> BinaryIO | None:
+    """A regular file, to be read unbuffered; None for a link, a folder, a pipe, a device. Raises OSError.
+
+    It is judged once it is open, so that nobody can change it in between, and no pipe is waited for.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket, or a device that is not there
+            return None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        return None
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def sweep(directory: Path) -> None:

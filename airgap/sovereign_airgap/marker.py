@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sovereign_airgap import strict_json
+from sovereign_airgap.disk import open_regular
 from sovereign_airgap.strict_json import Json
 
 MARKER = ".complete"
@@ -84,7 +85,10 @@ def _written(entry: Json) -> Written | None:
 def read_marker(marker: Path) -> tuple[str, dict[str, Written]]:
     """As `parse_marker`; nothing where there is no such file either."""
     try:
-        with marker.open("rb") as file:
+        file = open_regular(marker)
+        if file is None:
+            return "", {}
+        with file:
             return parse_marker(read_bounded(file))
     except OSError:
         return "", {}

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from sovereign_airgap.cache.layout import RESERVED
+from sovereign_airgap.marker import CONFIG_MARKER, MARKER
 from tests.dataplane.cache_site import NodeSite, a_disk, hang_at, wait_until, wait_until_only_one_is_missing
 from tests.dataplane.models import WEIGHTS
 from tests.unit.faults.proxy import Answer
@@ -66,6 +67,19 @@ def test_what_is_complete_needs_no_registry(node: NodeSite, digest: str) -> None
     assert len(node.site.registry.asked) == asked
     node.fetch(digest, "--verify", "always", "--attempts", "2").failed_as("RegistryUnavailable")
     assert node.entry(digest).complete, "an outage says nothing about what is there"
+
+
+@pytest.mark.parametrize("name", [MARKER, CONFIG_MARKER])
+def test_a_pipe_in_the_place_of_a_marker_is_replaced_and_not_waited_for(
+    node: NodeSite, digest: str, name: str
+) -> None:
+    node.fetch(digest).done()
+    marker = node.entry(digest).folder / name
+    marker.unlink()
+    os.mkfifo(marker)
+    assert node.fetch(digest).done().fetched == 0
+    assert marker.is_file()
+    node.assert_whole(digest, node.files())
 
 
 def test_root_without_any_capability_on_a_read_only_system_is_enough(node: NodeSite, digest: str) -> None:

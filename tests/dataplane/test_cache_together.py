@@ -216,7 +216,6 @@ def test_an_eviction_and_a_pod_that_starts_never_both_have_it(node: NodeSite, di
     files = node.files()
     other = node.publish("other")
     tenant = node.root / "team-a"
-    outcomes = set()
     for round_ in range(6):
         held = node.folder / f"held-{round_}"
         holder = subprocess.Popen(
@@ -231,14 +230,11 @@ def test_an_eviction_and_a_pod_that_starts_never_both_have_it(node: NodeSite, di
             fetched.failed_as("CacheFull")
             node.assert_whole(digest, files)
             holder.terminate()
-            outcomes.add("held")
         else:
             assert fetched.outcome.code == 0
             assert not node.entry(digest).folder.exists()
-            outcomes.add("evicted")
         holder.wait(30)
         node.fetch(digest, "--budget", str(200 * 1024)).done()
-    assert outcomes
 
 
 def test_the_number_of_the_last_fetch_outlives_a_lost_sequence(node: NodeSite, digest: str) -> None:

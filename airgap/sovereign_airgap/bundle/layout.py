@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.disk import explained
+from sovereign_airgap.disk import explained, open_regular
 from sovereign_airgap.errors import BundleDefective, DigestMismatch, DiskFailed, SizeMismatch
 
 INDEX = "index.json"
@@ -131,15 +131,14 @@ def read_blob(reader: BundleReader, digest: Digest, size: int) -> bytes:
 def open_plain(path: Path) -> BinaryIO:
     """A file that is neither a link nor a device, unbuffered; raises BundleDefective or DiskFailed."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = open_regular(path)
     except FileNotFoundError as error:
         raise BundleDefective(f"Expected {path}, found none; copy it again.") from error
     except OSError as error:
         raise DiskFailed(f"{path} cannot be read: {error.strerror}; copy it again.") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
+    if file is None:
         raise BundleDefective(f"Expected {path} to be a plain file, found something else; copy it again.")
-    return os.fdopen(descriptor, "rb", buffering=0)
+    return file
 
 
 class Directory:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sovereign_airgap.cache.layout import MANIFEST, Entry, strangers
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.disk import explained
+from sovereign_airgap.disk import explained, open_regular
 from sovereign_airgap.errors import DiskFailed, SizeMismatch, SovereignError
 from sovereign_airgap.manifest import Layer, ModelManifest
 from sovereign_airgap.marker import Written, parse_marker, read_bounded
@@ -62,19 +62,16 @@ def read_marked(entry: Entry, name: str) -> Marker | Damage | None:
     """What the entry's marker `name` says; None where there is no marker. Raises DiskFailed."""
     marker = entry.folder / name
     try:
-        descriptor = os.open(marker, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        file = open_regular(marker)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            return Damage(name, "a marker", "a link or a device")
+    except OSError:
         with explained(marker):
             raise
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return Damage(name, "a marker", "something that is no file")
-        with explained(marker):
-            content = read_bounded(file)
+    if file is None:
+        return Damage(name, "a marker", "a link, or something that is no file")
+    with file, explained(marker):
+        content = read_bounded(file)
     manifest, files = parse_marker(content)
     if manifest != str(entry.digest):
         found = f"one of {manifest[:100]!a}" if manifest else "none"

@@ -103,6 +103,11 @@ def a_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.mark.parametrize(
     ("path", "spoil", "found"),
     [
@@ -160,9 +165,10 @@ def test_it_says_that_it_holds_only_after_everything_was_looked_at(node: Node) -
         (lambda entry: mark(entry, of=OTHER), str(OTHER)),
         (lambda entry: (entry.folder / ".complete").write_bytes(b'{"format": 1'), "found none"),
         (lambda entry: a_link(entry.folder / ".complete"), "found a link"),
-        (lambda entry: a_pipe(entry.folder / ".complete"), "found something that is no file"),
+        (lambda entry: a_pipe(entry.folder / ".complete"), "or something that is no file"),
+        (lambda entry: a_folder(entry.folder / ".complete"), "or something that is no file"),
     ],
-    ids=["another's", "torn", "link", "pipe"],
+    ids=["another's", "torn", "link", "pipe", "folder"],
 )
 def test_a_marker_that_is_not_the_artifacts_own_is_damage(
     node: Node, spoil: Callable[[Entry], object], found: str

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import aiohttp
@@ -24,7 +24,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=3.0)
 _MAX_BYTES: Final = 16 * 1024
 # Pods of fetches that are asked for one look; the rest waits for the next one.
 MOST_PODS: Final = 16
-# Of one pod, a petabyte: status is an int64, and holds the sum over thousands of nodes.
+# What one pod can say, in bytes a petabyte: status is an int64, and holds the sum over thousands of nodes.
 MOST_BYTES: Final = 2**50
 # A pod that nobody asked about for so long has ended.
 FORGOTTEN_SECONDS: Final = 600.0
@@ -86,10 +86,9 @@ class ProgressReader:
             return
         now, before = asyncio.get_running_loop().time(), known.said
         passed = now - known.answered
-        done, total = _bounded(answer.bytes_done), _bounded(answer.bytes_total)
-        rate = _bounded((done - before.bytes_done) / passed) if before and passed > 0 else 0
+        rate = _bounded((answer.bytes_done - before.bytes_done) / passed) if before and passed > 0 else 0
         known.answered = now
-        known.said = FetchProgress(done, total, answer.phase, rate)
+        known.said = FetchProgress(answer.bytes_done, answer.bytes_total, answer.phase, rate)
 
     async def _ask(self, address: str) -> MirrorProgress | None:
         host = f"[{address}]" if ":" in address else address
@@ -98,7 +97,14 @@ class ProgressReader:
                 if answer.status != 200:
                     return None
                 body = json.loads(await answer.content.read(_MAX_BYTES))
-            return MirrorProgress.from_json(body)
+            said = MirrorProgress.from_json(body)
+            return replace(
+                said,
+                bytes_done=_bounded(said.bytes_done),
+                bytes_total=_bounded(said.bytes_total),
+                files_done=_bounded(said.files_done),
+                files_total=_bounded(said.files_total),
+            )
         except (aiohttp.ClientError, OSError):  # TimeoutError is one
             return None
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError):

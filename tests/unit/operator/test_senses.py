@@ -22,7 +22,7 @@ from sovereign_operator.config import RegistryConfig
 from sovereign_operator.indices import Indices, NodeWatch, owner_of, plain
 from sovereign_operator.kuberay import KubeRay, KubeRayState, detect
 from sovereign_operator.main import MAX_LINE, JsonLines, PlainLines
-from sovereign_operator.progress import ProgressReader
+from sovereign_operator.progress import MOST_BYTES, ProgressReader
 from sovereign_operator.registry import RegistryReader
 from sovereign_operator.supervision import kinds_changed
 from sovereign_operator.system_watch import Shelf
@@ -308,6 +308,18 @@ async def progress_pod() -> AsyncIterator[tuple[int, list[str], list[bytes]]]:
     await site.start()
     yield runner.addresses[0][1], asked, answers
     await runner.cleanup()
+
+
+async def test_a_status_can_hold_whatever_a_mirror_pod_answers(
+    progress_pod: tuple[int, list[str], list[bytes]],
+) -> None:
+    port, _, answers = progress_pod
+    answers[0] = b'{"bytesDone": 1e30, "bytesTotal": 1e30, "filesDone": -1, "filesTotal": 1e30}'
+    pod = {"metadata": {"name": "p"}, "status": {"phase": "Running", "podIP": "127.0.0.1"}}
+    async with aiohttp.ClientSession() as session:
+        said = await ProgressReader(session, port).of(("models", "m"), (pod,))
+    assert said == MirrorProgress(MOST_BYTES, MOST_BYTES, 0, MOST_BYTES)
+    assert MOST_BYTES < 2**63
 
 
 async def test_progress_is_asked_at_most_every_ten_seconds(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dev import outside, policy
+from dev import kuberay, outside, policy
 from dev.binaries import binary
 from dev.cluster import Cluster, ClusterError, down, network, runtime, up
 from dev.cluster.process import awaited
@@ -125,6 +125,8 @@ def test_pods_survive_the_death_of_every_process_of_ours(
         os.kill(process.pid, signal.SIGKILL)
     assert awaited(lambda: not any(process.alive for process in everything), 10)
     assert up(node_cluster.name) == node_cluster
+    if any(process.name == kuberay.PROCESS for process in everything):
+        kuberay.start(node_cluster)  # `up` knows nothing of it, and other tests share this cluster
 
     def serves_again() -> bool:
         try:

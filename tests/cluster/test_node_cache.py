@@ -119,8 +119,8 @@ def test_a_file_that_was_tampered_with_serves_nobody_and_is_brought_anew(
         return bool(node["reason"] == "CacheRepaired" and SHARD in node["message"])
 
     until(kubectl, "-n", MODELS, "smodel", named(NAME), holds=was_repaired, seconds=WITHIN)
-    told = kubectl.items("-n", MODELS, "events", "--field-selector=reason=CacheRepaired")
-    assert any(SHARD in event["message"] for event in told)
+    told = ("-n", MODELS, "events", "--field-selector=reason=CacheRepaired")
+    until(kubectl, *told, holds=lambda event: SHARD in event["message"], seconds=WITHIN)
     until(
         kubectl,
         *workers,
@@ -208,13 +208,15 @@ def test_power_is_cut_while_weights_are_fetched(installed: Stack, cache: Path, n
     runtime.ctr(node_cluster, "tasks", "kill", "--signal", "SIGKILL", _container(running))
 
     # It was the only node, so that there is none to fetch to instead.
-    said = until(
+    until(
         kubectl,
         *("-n", UNSEALED, "smodel", named(NAME)),
-        holds=lambda m: condition(m, "Ready").get("reason") == "NoMatchingNodes",
+        holds=lambda m: (
+            condition(m, "Ready").get("reason") == "NoMatchingNodes"
+            and "unreachable" in condition(m, "Ready")["message"]  # after "not ready"
+        ),
         seconds=WITHIN,
     )
-    assert "unreachable" in condition(said, "Ready")["message"]
     until(kubectl, "-n", UNSEALED, "events", "--field-selector=reason=NodeLost", holds=bool, seconds=WITHIN)
     assert not list(cache.glob("*/*/.complete"))
 

@@ -117,6 +117,18 @@ class Gate(ApiServer):
         path = self.path(kind, namespace, name) + (f"/{sub}" if sub else "") + "?dryRun=All"
         return self.ask(who, "PATCH", path, patch, "application/merge-patch+json")
 
+    def type_warnings(self, policy: str) -> list[Manifest]:
+        """What the API server's type check says against a policy, once it has looked at its expressions."""
+        path = f"/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies/{policy}"
+
+        def checked() -> Manifest:
+            found = self.call("GET", path)
+            status: Manifest = found.get("status") or {}
+            return status if status.get("observedGeneration") == found["metadata"]["generation"] else {}
+
+        status = eventually(checked, f"the controller looked at {policy}")
+        return list(status.get("typeChecking", {}).get("expressionWarnings") or [])
+
 
 def rendered(
     *settings: str, system: str = SYSTEM, names: Sequence[str] = (*POLICIES, "sovereign-break-glass")

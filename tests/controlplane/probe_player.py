@@ -31,12 +31,12 @@ class ProbePlayer:
         return self.api.get("Pod", self.models, f"{self.name}-peer")
 
     def jobs(self) -> list[Manifest]:
-        """Those that have not ended, control and prober."""
+        """Those that have not ended and are not being deleted, control and prober."""
         found = (
             *self.api.list("Job", self.system, "sovereign.dev/component=control"),
             *self.api.list("Job", self.models, "sovereign.dev/component=prober"),
         )
-        return [job for job in found if not job["status"].get("completionTime") and not _failed(job)]
+        return [job for job in found if not _has_ended(job) and "deletionTimestamp" not in job["metadata"]]
 
     def peer_answers(self) -> None:
         eventually(self.peer, "the peer is there")
@@ -59,8 +59,12 @@ class ProbePlayer:
         self.api.delete("Pod", self.models, f"{self.name}-peer")
 
     def both_jobs(self) -> list[Manifest]:
-        eventually(lambda: len(self.jobs()) == 2, "prober and control are there")
-        return self.jobs()
+        def both() -> list[Manifest]:
+            jobs = self.jobs()
+            return jobs if len(jobs) == 2 else []
+
+        jobs: list[Manifest] = eventually(both, "prober and control are there")
+        return jobs
 
     def answer(self, prober: Paths | str | None = None, control: Paths | str | None = None) -> str:
         """One whole run: denied inside and open outside but for what is named. Answers the run's id."""
@@ -109,5 +113,5 @@ def _container(pod: Manifest, state: Manifest) -> Manifest:
     }
 
 
-def _failed(job: Manifest) -> bool:
-    return bool(condition(job, "Failed").get("status") == "True")
+def _has_ended(job: Manifest) -> bool:
+    return bool(job["status"].get("completionTime") or condition(job, "Failed").get("status") == "True")

@@ -126,7 +126,7 @@ class RayHead:
 
     def _ask(self, method: str, path: str, body: object = None) -> httpx2.Response:
         headers = {"Authorization": f"Bearer {self._token}"}
-        return httpx2.request(method, self.dashboard + path, json=body, headers=headers, timeout=30)
+        return httpx2.request(method, self.dashboard + path, json=body, headers=headers, timeout=120)
 
     def log_lines(self, words: str) -> list[str]:
         """Every line with these words, of all logs."""

@@ -94,5 +94,5 @@ def test_two_ranks_say_what_one_rank_says(
 
 def test_the_dashboard_answers_nobody_without_the_token(head: RayHead) -> None:
     # Whoever may deploy an application may run any code in the pods.
-    answer = httpx2.get(head.dashboard + "/api/serve/applications/")
+    answer = httpx2.get(head.dashboard + "/api/serve/applications/", timeout=30)
     assert answer.status_code == 401

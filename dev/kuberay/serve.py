@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -35,7 +36,11 @@ class Dashboard:
 
     def applications(self) -> dict[str, Manifest]:
         """Name -> status, as the RayService's status has it."""
-        answer = json.loads(self._call("GET", f"{APPLICATIONS}?api_type=declarative"))
+        said = self._call("GET", f"{APPLICATIONS}?api_type=declarative")
+        try:
+            answer = json.loads(said)
+        except ValueError as error:
+            raise DashboardError(f"GET {APPLICATIONS} answered no JSON: {said[:200]!r}") from error
         return {
             name or "default": application_status(app) for name, app in answer.get("applications", {}).items()
         }
@@ -49,8 +54,8 @@ class Dashboard:
         except urllib.error.HTTPError as error:
             said = error.read(2000).decode(errors="replace")
             raise DashboardError(f"{method} {path} answered {error.code}: {said}") from error
-        except OSError as error:
-            raise DashboardError(f"{method} {path}: {error}") from error
+        except (OSError, http.client.HTTPException) as error:  # the latter where a head dies while it answers
+            raise DashboardError(f"{method} {path}: {error!r}") from error
 
 
 def application_status(application: Manifest) -> Manifest:
@@ -75,7 +80,7 @@ def proxy_is_healthy(address: str) -> bool:
     try:
         with _direct().open(f"http://{address}:{SERVE_PORT}/-/healthz", timeout=2) as answer:
             return int(answer.status) == 200
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

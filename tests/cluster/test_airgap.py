@@ -26,10 +26,11 @@ from dev import kuberay, stack, tiny_moe
 from dev.binaries import binary
 from dev.cluster import Cluster, down, runtime, up
 from dev.cluster.node import impossible
+from dev.cluster.process import awaited
 from dev.demo import NAME, ask
 from dev.hub import HubServer
 from dev.images import build_and_push
-from dev.kubectl import Kubectl
+from dev.kubectl import Kubectl, is_true
 from tests.cluster.walkthrough import Command, commands, walk
 
 # The images are built here where nothing is cached.
@@ -229,8 +230,13 @@ def test_the_platforms_images_came_with_the_bundle(sides: Sides) -> None:
     images = {one["image"] for pod in pods for one in pod["spec"]["containers"]}
     assert images
     assert all(image.startswith(f"{REGISTRY}/sovereign/") for image in images)
+    assert awaited(lambda: _all_ready(sides.kubectl), 120, interval=1.0)
+
+
+def _all_ready(kubectl: Kubectl) -> bool:
+    pods = kubectl.items("-n", stack.SYSTEM, "pods")
     running = [pod for pod in pods if pod["status"]["phase"] != "Succeeded"]  # the probe's control has ended
-    assert all(one["ready"] for pod in running for one in pod["status"]["containerStatuses"])
+    return all(is_true(pod, "Ready") for pod in running)
 
 
 def test_both_models_are_in_the_registry_of_the_site(sides: Sides) -> None:

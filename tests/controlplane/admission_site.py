@@ -211,6 +211,8 @@ def a_policy(name: str = "mine") -> Manifest:
 
 def _await_enforcement(gate: Gate) -> None:
     """A policy is in force some moments after it was created: until one request is refused by each."""
+    # Without the account that its controller makes, no pod is taken.
+    eventually(lambda: gate.get("ServiceAccount", gate.open, "default"), "the namespace's account is there")
     gate.create({**a_pod("waiting"), "metadata": {"name": "waiting", "namespace": gate.open}})
     label = {"sovereign.dev/model": "m"}
     job = {

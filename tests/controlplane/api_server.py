@@ -7,7 +7,7 @@ import base64
 import json
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +112,12 @@ class ApiServer:
         path = self.path(kind, namespace, name) + (f"/{sub}" if sub else "") + f"?fieldManager={manager}"
         return self.call("PATCH", path, patch, **{"Content-Type": "application/merge-patch+json"})
 
-    def changes(self, kind: str, namespace: str) -> Iterator[Manifest]:
+    def changes(self, kind: str, namespace: str) -> Generator[Manifest]:
         """The objects of a namespace, each time that one of them changes, from now on."""
         version = self.call("GET", self.path(kind, namespace))["metadata"]["resourceVersion"]
-        path = f"{self.path(kind, namespace)}?watch=true&resourceVersion={version}"
+        return self._stream(f"{self.path(kind, namespace)}?watch=true&resourceVersion={version}")
+
+    def _stream(self, path: str) -> Generator[Manifest]:
         with self._client.stream("GET", path, timeout=60) as answer:
             for line in answer.iter_lines():
                 yield json.loads(line)["object"]

@@ -350,12 +350,12 @@ class Site:
         return str(self.api.get("NetworkPolicy", self.models, name).get("metadata", {}).get("uid", ""))
 
     def settle(self) -> None:
-        """Until the operator asks for nothing any more."""
+        """Until the operator asks for nothing any more, a resync included."""
         audit = AuditLog(self.cluster.audit_log)
 
         def quiet() -> bool:
             audit.mark()
-            self.let_pass(1.5)
+            self.let_pass(self.settings["resyncSeconds"] + 1.5)
             return not [one for one in audit.by(self.user) if one.verb not in ("watch", "list")]
 
         eventually(quiet, "the operator has nothing more to do")

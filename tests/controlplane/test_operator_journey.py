@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -79,8 +78,8 @@ def test_a_manifest_becomes_a_served_model(site: Site) -> None:
 def test_the_first_status_is_unknown_and_never_green(site: Site) -> None:
     with site.operator():
         site.registry.publish("models/org/tiny", REVISION)
-        threading.Timer(0.5, site.create_model).start()
         with closing(site.api.changes("SovereignModel", site.models)) as changes:
+            site.create_model()
             first = next(body["status"] for body in changes if body.get("status"))
     assert {c["type"]: c["status"] for c in first["conditions"]} == {
         "Ready": "Unknown",

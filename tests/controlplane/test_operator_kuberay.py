@@ -60,15 +60,15 @@ def test_kuberay_is_noticed_without_a_restart_whenever_it_comes(site: Site) -> N
 
         for definition in an_old_kuberay():
             apply_crd(site.api, definition)
-        site.until("Serving", "KubeRayTooOld", seconds=60)
+        site.until("Serving", "KubeRayTooOld", seconds=120)
 
         for definition in an_old_kuberay():
             name = definition["metadata"]["name"]  # type: ignore[index]
             site.api.delete("CustomResourceDefinition", None, name)
             eventually(lambda: not site.api.get("CustomResourceDefinition", None, name), "it is gone")  # noqa: B023
         install_kuberay(site.api)
-        eventually(lambda: site.player().service(), "the RayService is there", 90)
+        eventually(lambda: site.player().service(), "the RayService is there", 150)
         site.player().start()  # seen only by the watches, which did not exist at first
-        site.until("Ready", "AllChecksPassed", seconds=60)
+        site.until("Ready", "AllChecksPassed", seconds=120)
         assert operator.pid == pid
         assert operator.is_alive()

@@ -385,14 +385,9 @@ def test_nothing_was_refused_and_no_right_is_unused(
     """The whole journey ran under the chart's rights: not one 403, and no rule that nobody needed."""
     requests = list(audit.by(OPERATOR))
     # A namespace that is going takes nothing new, whoever asks and whatever their rights; and the Role in it
-    # goes first, which events meet, and the look at its label where a model is not going yet.
-    without_role = {("create", "events"), ("get", "namespaces")}
-    refused = {
-        r
-        for r in requests
-        if r.code == 403 and (r.verb, r.resource) not in without_role and "being terminated" not in r.message
-    }
-    assert refused == set()
+    # goes first, so that what the chart grants is refused there for a moment too.
+    refused = {r for r in requests if r.code == 403 and "being terminated" not in r.message}
+    assert {r for r in refused if r.namespace != MODELS or (r.verb, r.resource) not in granted} == set()
     used = {(r.verb, r.resource) for r in requests}
     # A watch stands for the list before it; an apply that answers 201 needed the right to create.
     used |= {(verb, r.resource) for r in requests if r.verb == "watch" for verb in ("get", "list")}

@@ -49,6 +49,8 @@ def variables(home: Path) -> dict[str, str]:
         **offline.FIXED,
         **paths,
         **offline.CPU,
+        # One for all: what vLLM learns of a model class costs it ten seconds of a process of its own.
+        "VLLM_CACHE_ROOT": str(folder() / "vllm"),
         # All traffic of tests stays on the loopback interface.
         "VLLM_HOST_IP": "127.0.0.1",
         "PATH": "/usr/bin:/bin",

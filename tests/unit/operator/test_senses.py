@@ -189,14 +189,15 @@ async def test_a_supported_kuberay_is_asked_for_once_and_a_missing_one_again() -
 async def test_the_watches_are_rebuilt_when_kuberays_kinds_change_and_left_alone_otherwise(
     looks: list[Any], returns: bool
 ) -> None:
-    rest = iter(looks)
+    rest = list(looks)
     done = asyncio.Event()
 
     async def served(_: str) -> frozenset[str]:
-        look = next(rest, None)
-        if look is None:
-            done.set()
+        if not rest:
             await asyncio.Event().wait()
+        look = rest.pop(0)
+        if not rest:
+            done.set()
         if isinstance(look, Exception):
             raise look
         assert isinstance(look, set)

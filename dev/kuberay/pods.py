@@ -113,7 +113,7 @@ def _pod(cluster: Manifest, group: Manifest, node_type: str, group_name: str, pr
         "metadata": {
             "generateName": prefix,
             "namespace": metadata["namespace"],
-            "labels": _labels(metadata["name"], node_type, group_name, template),
+            "labels": _labels(metadata["name"], node_type, group_name, group),
             "annotations": dict((template.get("metadata") or {}).get("annotations") or {})
             | ({names.ANNOTATION_FAULT_TOLERANT: "false"} if node_type == names.HEAD else {}),
             "ownerReferences": [owner_reference(cluster)],
@@ -133,13 +133,15 @@ def owner_reference(owner: Manifest) -> Manifest:
     }
 
 
-def _labels(cluster: str, node_type: str, group: str, template: Manifest) -> dict[str, str]:
-    fixed = {names.LABEL_NODE_TYPE: node_type, names.LABEL_GROUP: group, names.LABEL_CLUSTER: cluster}
+def _labels(cluster: str, node_type: str, group_name: str, group: Manifest) -> dict[str, str]:
+    """The group's own labels win over those of its template, as in KubeRay's mergeLabels."""
+    fixed = {names.LABEL_NODE_TYPE: node_type, names.LABEL_GROUP: group_name, names.LABEL_CLUSTER: cluster}
     return {
         names.LABEL_IS_RAY_NODE: "yes",
         names.LABEL_IDENTIFIER: names.label_value(f"{cluster}-{node_type}"),
         **names.APPLICATION_LABELS,
-        **((template.get("metadata") or {}).get("labels") or {}),
+        **((group["template"].get("metadata") or {}).get("labels") or {}),
+        **(group.get("labels") or {}),
         **fixed,
         # A worker's readiness probe decides; the head has none for Serve, so the controller sets its label.
         names.LABEL_SERVE: "false" if node_type == names.HEAD else "true",

@@ -62,6 +62,9 @@ PLURALS.update(
         "Service": "api/v1:services",
         "CronJob": "apis/batch/v1:cronjobs",
         "PersistentVolumeClaim": "api/v1:persistentvolumeclaims",
+        "Binding": "api/v1:bindings",
+        "RayJob": "apis/ray.io/v1:rayjobs",
+        "RayCronJob": "apis/ray.io/v1:raycronjobs",
     }
 )
 

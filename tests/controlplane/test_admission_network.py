@@ -36,9 +36,28 @@ MODEL = {"sovereign.dev/model": "m", "sovereign.dev/component": "worker"}
 @pytest.fixture(scope="module")
 def gate(control_plane: Cluster) -> Iterator[Gate]:
     with guarded(control_plane) as gate:
-        for document in yaml.safe_load_all((ROOT / "dev/kuberay/crds.yaml").read_text()):
+        definitions = list(yaml.safe_load_all((ROOT / "dev/kuberay/crds.yaml").read_text()))
+        for document in (*definitions, a_definition("RayJob"), a_definition("RayCronJob")):
             apply_crd(gate, document)
         yield gate
+
+
+def a_definition(kind: str) -> Manifest:
+    """Of a Ray object that our stand-in does not know: it takes what it is given."""
+    plural = f"{kind.lower()}s"
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": anything}}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.ray.io"},
+        "spec": {
+            "group": "ray.io",
+            "scope": "Namespaced",
+            "names": {"kind": kind, "plural": plural},
+            "versions": [version],
+        },
+    }
 
 
 # --- network policies
@@ -127,30 +146,60 @@ def a_cron_job(labels: Manifest | None = None) -> Manifest:
     return {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "c"}, "spec": spec}
 
 
-def a_ray_cluster(head: Manifest | None = None, worker: Manifest | None = None, groups: int = 1) -> Manifest:
+def a_ray_cluster(
+    head: Manifest | None = None,
+    worker: Manifest | None = None,
+    groups: int = 1,
+    head_group: Manifest | None = None,
+    worker_group: Manifest | None = None,
+) -> Manifest:
+    """`head` and `worker` are labels of the templates; those of the groups are merged over them by KubeRay."""
     spec = {
-        "headGroupSpec": {"rayStartParams": {}, "template": a_template(head)},
+        "headGroupSpec": {"rayStartParams": {}, "labels": head_group or {}, "template": a_template(head)},
         "workerGroupSpecs": [
-            {"groupName": f"g{n}", "rayStartParams": {}, "template": a_template(worker)}
+            {
+                "groupName": f"g{n}",
+                "rayStartParams": {},
+                "labels": worker_group or {},
+                "template": a_template(worker),
+            }
             for n in range(groups)
         ],
     }
     return {"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {"name": "r"}, "spec": spec}
 
 
-def a_ray_service(head: Manifest | None = None, worker: Manifest | None = None, groups: int = 1) -> Manifest:
-    config = a_ray_cluster(head, worker, groups)["spec"]
-    spec = {"serveConfigV2": "", "rayClusterConfig": config}
+def a_ray_service(cluster: Manifest | None = None) -> Manifest:
+    spec = {"serveConfigV2": "", "rayClusterConfig": (cluster or a_ray_cluster())["spec"]}
     return {"apiVersion": "ray.io/v1", "kind": "RayService", "metadata": {"name": "r"}, "spec": spec}
 
 
+def a_ray_job(cluster: Manifest | None = None, submitter: Manifest | None = None) -> Manifest:
+    template = a_template(submitter)
+    spec = {"rayClusterSpec": (cluster or a_ray_cluster())["spec"], "submitterPodTemplate": template}
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": {"name": "r"}, "spec": spec}
+
+
+def a_ray_cron_job(job: Manifest | None = None) -> Manifest:
+    spec = {"schedule": "@daily", "jobTemplate": (job or a_ray_job())["spec"]}
+    return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": {"name": "r"}, "spec": spec}
+
+
+CLUSTERS = {
+    "the head": a_ray_cluster(head=MODEL),
+    "a worker": a_ray_cluster(worker=MODEL),
+    "the head's group": a_ray_cluster(head_group=MODEL),
+    "a worker's group": a_ray_cluster(worker_group=MODEL),
+}
 CARRIERS = {
     "a Job": a_job(MODEL),
     "a CronJob": a_cron_job(MODEL),
-    "the head of a RayCluster": a_ray_cluster(head=MODEL),
-    "a worker of a RayCluster": a_ray_cluster(worker=MODEL),
-    "the head of a RayService": a_ray_service(head=MODEL),
-    "a worker of a RayService": a_ray_service(worker=MODEL),
+    **{f"{where} of a RayCluster": cluster for where, cluster in CLUSTERS.items()},
+    **{f"{where} of a RayService": a_ray_service(cluster) for where, cluster in CLUSTERS.items()},
+    **{f"{where} of a RayJob": a_ray_job(cluster) for where, cluster in CLUSTERS.items()},
+    **{f"{where} of a RayCronJob": a_ray_cron_job(a_ray_job(c)) for where, c in CLUSTERS.items()},
+    "the submitter of a RayJob": a_ray_job(submitter=MODEL),
+    "the submitter of a RayCronJob": a_ray_cron_job(a_ray_job(submitter=MODEL)),
 }
 
 
@@ -168,7 +217,9 @@ def test_kuberay_makes_clusters_of_services_and_no_jobs_of_models(gate: Gate) ->
     assert gate.tries(a_job(MODEL), KUBERAY).refused_by(TEMPLATES)
 
 
-@pytest.mark.parametrize("manifest", [a_job(), a_cron_job(), a_ray_cluster(), a_ray_service()])
+@pytest.mark.parametrize(
+    "manifest", [a_job(), a_cron_job(), a_ray_cluster(), a_ray_service(), a_ray_job(), a_ray_cron_job()]
+)
 def test_other_workloads_may_run_beside_a_model(gate: Gate, manifest: Manifest) -> None:
     assert gate.tries(manifest).code == 201
 
@@ -177,12 +228,13 @@ def test_a_workload_cannot_become_a_models_later(gate: Gate) -> None:
     manifest = a_ray_service()
     manifest["metadata"]["name"] = "another"
     name = gate.makes(manifest, SOMEBODY)
-    change = {"spec": {"rayClusterConfig": {"headGroupSpec": {"template": {"metadata": {"labels": MODEL}}}}}}
-    assert gate.merges("RayService", name, change).refused_by(TEMPLATES)
+    for group in ({"template": {"metadata": {"labels": MODEL}}}, {"labels": MODEL}):
+        change = {"spec": {"rayClusterConfig": {"headGroupSpec": group}}}
+        assert gate.merges("RayService", name, change).refused_by(TEMPLATES)
 
 
 def test_a_models_ray_service_is_changed_by_the_operator_alone(gate: Gate) -> None:
-    manifest = a_ray_service(MODEL, MODEL)
+    manifest = a_ray_service(a_ray_cluster(MODEL, MODEL))
     manifest["metadata"]["name"] = "m"
     name = gate.makes(manifest, OPERATOR)
     image = {"spec": {"serveConfigV2": "applications: []"}}
@@ -193,5 +245,5 @@ def test_a_models_ray_service_is_changed_by_the_operator_alone(gate: Gate) -> No
 
 
 def test_the_largest_ray_service_stays_within_the_budget_of_the_rules(gate: Gate) -> None:
-    answer = gate.tries(a_ray_service(groups=200))
+    answer = gate.tries(a_ray_service(a_ray_cluster(groups=200)))
     assert answer.code == 201, answer.text

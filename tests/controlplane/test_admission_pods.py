@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests.controlplane.admission_site import (
     OPERATOR,
     POLICIES,
     SOMEBODY,
+    Answer,
     Gate,
     a_pod,
     guarded,
@@ -198,6 +200,31 @@ def test_other_labels_of_a_sealed_pod_are_its_controllers(gate: Gate) -> None:
 def test_a_pod_cannot_join_a_model_by_a_label(gate: Gate) -> None:
     name = gate.makes(a_pod("joining"), SOMEBODY)
     assert gate.merges("Pod", name, {"metadata": {"labels": MODEL}}).refused_by(SET)
+
+
+@pytest.mark.parametrize("sub", ["", "binding"])
+@pytest.mark.parametrize("labels", [MODEL, *({key: value} for key, value in MODEL.items())], ids=str)
+def test_a_pod_cannot_join_a_model_by_being_bound(gate: Gate, labels: dict[str, str], sub: str) -> None:
+    name = gate.makes(a_pod(f"bound-{uuid.uuid4().hex[:6]}"), SOMEBODY)
+    path = gate.path("Pod", gate.sealed, name) + "/binding" if sub else gate.path("Binding", gate.sealed)
+
+    def bound(given: dict[str, str], who: str, keep: str = "?dryRun=All") -> Answer:
+        binding = {
+            "apiVersion": "v1",
+            "kind": "Binding",
+            "metadata": {"name": name, "labels": given},
+            "target": {"apiVersion": "v1", "kind": "Node", "name": "nowhere"},
+        }
+        return gate.ask(who, "POST", path + keep, binding)
+
+    for who in (SOMEBODY, KUBERAY, OPERATOR, FIREMAN):
+        answer = bound(labels, who)
+        assert answer.refused_by(SET), answer.text
+        assert name in answer.text
+    # Others are written over the pod's, which is why these may not be.
+    assert bound({"topology.kubernetes.io/zone": "a"}, SOMEBODY, "").code == 201
+    pod = gate.get("Pod", gate.sealed, name)
+    assert pod["metadata"]["labels"]["topology.kubernetes.io/zone"] == "a"
 
 
 def test_the_largest_pods_stay_within_the_budget_of_the_rules(gate: Gate) -> None:

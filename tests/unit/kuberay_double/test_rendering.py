@@ -92,6 +92,19 @@ def test_what_the_user_set_is_not_overwritten_but_identity_labels_are() -> None:
     assert pod["metadata"]["labels"]["app.kubernetes.io/name"] == "ours"
 
 
+def test_the_labels_of_a_group_win_over_those_of_its_template_and_lose_to_identity() -> None:
+    service = a_service()
+    config = service["spec"]["rayClusterConfig"]
+    labels = {"sovereign.dev/model": "another", "zone": "a", names.LABEL_CLUSTER: "other"}
+    for group in (config["headGroupSpec"], *config["workerGroupSpecs"]):
+        group["labels"] = labels
+    cluster = a_cluster(service)
+    for pod in (head_pod(cluster), worker_pod(cluster, config["workerGroupSpecs"][0], Host(0))):
+        found = pod["metadata"]["labels"]
+        assert (found["sovereign.dev/model"], found["zone"]) == ("another", "a")
+        assert found[names.LABEL_CLUSTER] == "tiny-abcde"
+
+
 @pytest.mark.parametrize(
     ("pod", "expected"),
     [

@@ -231,6 +231,52 @@ def test_no_other_pod_of_the_releases_namespace_gets_to_its_node(
     assert named in answer.text
 
 
+def a_standing_pod(gate: Gate, name: str, who: str, pod: Manifest) -> str:
+    """Kept in the release's namespace, so that it can be changed; its path."""
+    if not gate.get("Pod", SYSTEM, name):
+        eventually(lambda: gate.get("ServiceAccount", SYSTEM, "default"), "the namespace's account is there")
+        made = {**pod, "metadata": {**pod["metadata"], "name": name, "namespace": SYSTEM}}
+        answer = gate.ask(who, "POST", gate.path("Pod", SYSTEM), made)
+        assert answer.code == 201, answer.text
+    return gate.path("Pod", SYSTEM, name)
+
+
+def a_debugger(gate: Gate, path: str, **container: object) -> Answer:
+    """Somebody tries to put an ephemeral container into a pod of the release's namespace."""
+    debugger = {"name": "debugger", "image": IMAGE, **container}
+    body = {"spec": {"ephemeralContainers": [debugger]}}
+    media = "application/strategic-merge-patch+json"
+    return gate.ask(SOMEBODY, "PATCH", f"{path}/ephemeralcontainers?dryRun=All", body, media)
+
+
+def test_nobody_gets_to_the_node_through_an_ephemeral_container(gate: Gate) -> None:
+    path = a_standing_pod(gate, "plain", SOMEBODY, a_pod())
+    for context in ({"privileged": True}, {"capabilities": {"add": ["SYS_ADMIN"]}}):
+        answer = a_debugger(gate, path, securityContext=context)
+        assert answer.refused_by(PODS), answer.text
+        assert "privileged" in answer.text
+    # Looking into the platform's own pods is nobody's business here.
+    assert a_debugger(gate, path).code == 200
+
+
+def test_a_fetch_pod_runs_what_its_job_says_and_nothing_else(gate: Gate) -> None:
+    pod = a_pod(labels=FETCH, volumes=[a_folder()], initContainers=[{"name": "first", "image": IMAGE}])
+    path = a_standing_pod(gate, "fetching", JOB_CONTROLLER, pod)
+    for mounts in ([], [{"name": "cache", "mountPath": "/cache"}]):
+        answer = a_debugger(gate, path, volumeMounts=mounts)
+        assert answer.refused_by(PODS), answer.text
+        assert "ephemeral" in answer.text
+    other = f"registry.example/llm/mine@{DIGEST}"
+    for field, name in (("containers", "main"), ("initContainers", "first")):
+        body = {"spec": {field: [{"name": name, "image": other}]}}
+        media = "application/strategic-merge-patch+json"
+        answer = gate.ask(SOMEBODY, "PATCH", f"{path}?dryRun=All", body, media)
+        assert answer.refused_by(PODS), answer.text
+    shorter = {"spec": {"activeDeadlineSeconds": 60}, "metadata": {"labels": {"a": "b"}}}
+    answer = gate.ask(JOB_CONTROLLER, "PATCH", f"{path}?dryRun=All", shorter, "application/merge-patch+json")
+    assert answer.code == 200, answer.text
+
+
 def test_the_platforms_own_pods_are_not_held_up(gate: Gate) -> None:
     for who in (SOMEBODY, JOB_CONTROLLER):
         assert tried(gate, a_pod(volumes=[{"name": "v", "emptyDir": {}}]), who).code == 201

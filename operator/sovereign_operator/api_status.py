@@ -46,6 +46,10 @@ class ArtifactStatus(ApiModel):
     bytes: int = Field(default=0, ge=0, description="Size of all files. Unit: bytes.")
     files: int = Field(default=0, ge=0, description="Number of files.")
     revision: Text = Field(default="", description="Commit it was mirrored from.")
+    target: Text = Field(
+        default="",
+        description="What spec.source stands for there: a digest, or a tag of commit, include and exclude.",
+    )
 
 
 class MirrorStatus(ApiModel):
@@ -101,6 +105,11 @@ class EgressStatus(ApiModel):
     message: Text = Field(default="", description="The same in a sentence.")
     in_a_row: int = Field(
         default=0, ge=0, description="How many probes in a row said so. A leak is confirmed by the second."
+    )
+    unanswered: int = Field(
+        default=0,
+        ge=0,
+        description="How many probes in a row proved nothing since then. What was proven to leak still does.",
     )
     last_probe: Text | None = Field(
         default=None, description="When the last probe ended, RFC 3339. Example: '2026-01-31T12:00:00Z'"

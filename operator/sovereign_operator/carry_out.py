@@ -34,6 +34,7 @@ from sovereign_operator.world import (
     Hold,
     Release,
     Reseal,
+    Strip,
     World,
     name_of,
 )
@@ -97,7 +98,7 @@ class Executor:
         restored: list[str] = []
         for action in actions:
             try:
-                if isinstance(action, Apply) and (why := await self._contested(action)):
+                if isinstance(action, Apply | Strip) and (why := await self._contested(action)):
                     return Done(replace(outcome, contested=why), tuple(restored))
                 await self._one(world, action)
             except NamespaceTerminating:
@@ -108,7 +109,7 @@ class Executor:
                 return Done(replace(outcome, refused=words), tuple(restored))
             outcome = replace(outcome, writes=outcome.writes + 1)
             logger.info("%s: %s", "/".join(world.key), _what(action))
-            if (isinstance(action, Apply) and action.restores) or isinstance(action, Reseal):
+            if (isinstance(action, Apply) and action.restores) or isinstance(action, Strip | Reseal):
                 restored.append(f"{action.manifest['kind']} {name_of(action.manifest)}")
         return Done(outcome, tuple(restored))
 
@@ -124,6 +125,9 @@ class Executor:
                 await self._apply(manifest)
                 if drifted_at:
                     self._contention.repaired(manifest)
+            case Strip(live, manifest, patch):
+                await self._cluster.merge(live, patch)
+                self._contention.repaired(manifest)
             case Reseal(dying, manifest):
                 await self._reseal(dying, manifest)
             case Create(manifest):
@@ -202,9 +206,10 @@ class Executor:
             }
         )
 
-    async def _contested(self, action: Apply) -> str:
+    async def _contested(self, action: Apply | Strip) -> str:
         """Who writes the fields that we render, once it is clear that somebody does."""
-        if not action.drifted_at or not self._contention.is_contested(action.manifest):
+        where = action.added_at if isinstance(action, Strip) else action.drifted_at
+        if not where or not self._contention.is_contested(action.manifest):
             return ""
         manifest = action.manifest
         metadata = manifest["metadata"]
@@ -214,7 +219,7 @@ class Executor:
             others = ", ".join(other_managers(live or {})) or "somebody without a field manager"
         return (
             f"{manifest['kind']} {metadata['name']} was put back {APPLIES} times in ten minutes and "
-            f"is changed again at {action.drifted_at}; its other field managers: {others}. Stop the one that "
+            f"is changed again at {where}; its other field managers: {others}. Stop the one that "
             "writes this field; the operator tries again after ten minutes."
         )
 
@@ -236,6 +241,8 @@ def _what(action: Action) -> str:
             return "the finalizer of the model"
         case CopyToken(job=job):
             return f"the hub token for Job {job}"
+        case Strip(manifest=manifest, added_at=added_at):
+            return f"strip {manifest['kind']} {name_of(manifest)} of what was added at {added_at}"
         case Apply(manifest) | Create(manifest) | Delete(manifest) | Release(manifest) | Reseal(_, manifest):
             verb = type(action).__name__.lower()
             return f"{verb} {manifest['kind']} {name_of(manifest)}"

@@ -176,14 +176,13 @@ class Cluster:
 
     async def set_finalizers(self, manifest: Manifest, finalizers: Iterable[str]) -> Manifest | None:
         """Replaces the finalizers of exactly the object that was read (else Conflict). None: it is gone."""
+        return await self.merge(manifest, {"metadata": {"finalizers": list(finalizers) or None}})
+
+    async def merge(self, manifest: Manifest, patch: Manifest) -> Manifest | None:
+        """A merge patch of exactly the object that was read (else Conflict). None: it is gone."""
         metadata = manifest["metadata"]
-        patch = {
-            "metadata": {
-                "uid": metadata["uid"],
-                "resourceVersion": metadata["resourceVersion"],
-                "finalizers": list(finalizers) or None,
-            }
-        }
+        read = {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+        patch = {**patch, "metadata": {**patch.get("metadata", {}), **read}}
         with contextlib.suppress(_NotFound):
             return await self._request(
                 kind_of(manifest),

@@ -57,7 +57,8 @@ def next_step(world: World, body: Manifest, seconds: int) -> DeletionStep:
         "are gone and are swept then."
     )
     left = Happening(reasons.EVENT_PODS_REMAIN, words, "Warning")
-    return DeletionStep((*stop, Release(body)), words, left)
+    # First: whatever is refused of the rest, the sweep tries again.
+    return DeletionStep((Release(body), *stop), words, left)
 
 
 def sweep(world: World) -> DeletionStep:

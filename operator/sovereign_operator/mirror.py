@@ -24,6 +24,7 @@ from sovereign_operator.job_tries import (
     waiting_for,
 )
 from sovereign_operator.values import Artifact, Manifest, MirrorProgress, NotThere, Unreadable
+from sovereign_operator.wanted import place
 from sovereign_operator.world import (
     Action,
     CopyToken,
@@ -89,12 +90,8 @@ def _without_registry(model: SovereignModel, unreadable: Unreadable) -> MirrorSt
 
 def recorded_artifact(model: SovereignModel) -> Artifact | None:
     """The artifact that status names, where it is the one that spec asks for. It comes without facts."""
-    status, source = model.status.artifact, model.spec.source
-    if status is None or not status.digest:
-        return None
-    wanted = source.hugging_face.revision if source.hugging_face else None
-    reference = source.artifact.reference if source.artifact else None
-    if status.revision != wanted and status.reference != reference:
+    status = model.status.artifact
+    if status is None or not status.digest or status.target != place(model)[1]:
         return None
     return Artifact(status.reference, status.digest, status.bytes, status.files, status.revision)
 

@@ -134,7 +134,7 @@ def plan(world: World, model: SovereignModel, wanted: Wanted, config: OperatorCo
             RECHECK_SECONDS if kuberay else None,
         ),
         rest=_soonest(probe.rest, distributing.rest),
-        unsettled=mirroring.stage.message if mirroring.unsettled else unverified,
+        unsettled=mirroring.stage.message if mirroring.unsettled else unverified or _unknown(placed),
     )
 
 
@@ -160,6 +160,11 @@ def spec_defect(model: SovereignModel, config: OperatorConfig) -> Stage | None:
             "serving.adapters are not delivered in this version; remove them.",
         )
     return None
+
+
+def _unknown(placed: Stage) -> str:
+    """A load puts the facts behind the manifest, and tells nobody when they are there."""
+    return placed.message if placed.reason == reasons.FACTS_MISSING else ""
 
 
 def _placed(

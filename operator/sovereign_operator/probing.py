@@ -122,7 +122,7 @@ def _still_known(model: SovereignModel, seal: SealingStep) -> EgressStatus:
 
 
 def _void(known: EgressStatus) -> EgressStatus:
-    return known.model_copy(update={"probe_hash": "", "in_a_row": 0})
+    return known.model_copy(update={"probe_hash": "", "in_a_row": 0, "unanswered": 0})
 
 
 def _release(model: SovereignModel) -> str:
@@ -149,6 +149,8 @@ def _seconds_until_due(case: _Case, known: EgressStatus) -> float:
 
 
 def _wait_after(known: EgressStatus, config: OperatorConfig) -> float:
+    if known.unanswered:
+        return backoff(known.unanswered, 0.0, BACKOFF_FIRST, BACKOFF_LAST)
     if known.verdict == reasons.SEALED:
         return float(config.probe.interval_seconds)
     if known.verdict in ISOLATED_FOR and known.in_a_row == 1:
@@ -264,18 +266,20 @@ def _waiting(
 
 
 def _after(case: _Case, known: EgressStatus, run: str, verdict: Verdict) -> EgressStatus:
-    """What is known once a run was judged."""
+    """What is known once a run was judged. One that proved nothing takes no proven breach away."""
+    at = {"probe_hash": case.purpose, "last_probe": stamp(case.world.now), "run": run}
+    if verdict.reason == reasons.PROBE_INCONCLUSIVE and _holds(case, known) and known.verdict in BREACHES:
+        return known.model_copy(update={**at, "unanswered": known.unanswered + 1})
     alike = known.verdict == verdict.reason or {known.verdict, verdict.reason} <= ISOLATED_FOR
     in_a_row = known.in_a_row + 1 if alike and _holds(case, known) else 1
     isolated = known.isolated or _isolates(case, verdict, in_a_row)
     return known.model_copy(
         update={
-            "probe_hash": case.purpose,
+            **at,
             "verdict": verdict.reason,
             "message": verdict.message[:1000],
             "in_a_row": in_a_row,
-            "last_probe": stamp(case.world.now),
-            "run": run,
+            "unanswered": 0,
             "node": verdict.node,
             "settled_seconds": "" if verdict.settled is None else f"{verdict.settled:g}",
             "denied": verdict.denied,

@@ -73,8 +73,9 @@ class Reconciler:
         decision = decide(world, wants, self._senses.config)
         done = await self._executor.carry_out(world, decision.actions)
         wrote = await self._say(world, decision, done)
-        if decision.unsettled:
-            raise TryLater(decision.unsettled)
+        # A right, a quota or a policy that changes wakes nobody: what was refused is tried again by itself.
+        if unsettled := decision.unsettled or done.outcome.refused:
+            raise TryLater(unsettled)
         if done.outcome.contested:
             return WINDOW_SECONDS
         if decision.again is None and not wrote and not done.outcome.writes:
@@ -89,7 +90,9 @@ class Reconciler:
         differs = after is not None and status.differs(world.body, after)
         if after is not None and differs:
             await self._senses.cluster.write_status(world.body, status.as_json(after))
-        told: tuple[Happening, ...] = (decision.happening,) if decision.happening else ()
+        told: tuple[Happening, ...] = ()
+        if decision.happening and not done.outcome.refused:
+            told = (decision.happening,)
         if after is not None:
             told += status.happenings(before, after, decision.plan, done.restored)
         await events.post(self._senses.cluster, world.body, told, world.now)
@@ -104,8 +107,13 @@ def decide(world: World, wants: Wanted | None, config: OperatorConfig) -> Decisi
         return Decision(swept.actions, again=swept.again)
     if world.is_being_deleted:
         step = deletion.next_step(world, body, config.deletion_seconds)
-        say = status.deleting(body, step.message, world.now)
-        report = (lambda done: say) if step.again is not None else (lambda done: None)
+
+        def report(done: Done) -> SovereignModelStatus | None:
+            """Nothing of a model that has been let go."""
+            if step.again is None and not done.outcome.refused:
+                return None
+            return status.deleting(body, done.outcome.refused or step.message, world.now)
+
         return Decision(step.actions, report, happening=step.happening, again=step.again)
     if not status.recorded(body).conditions:
         first = status.unobserved(body, world.now)

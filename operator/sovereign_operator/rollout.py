@@ -31,7 +31,7 @@ from sovereign_operator.api import (
 )
 from sovereign_operator.desired.rendered import contains, rendered_hash
 from sovereign_operator.values import Artifact, Manifest, Placement
-from sovereign_operator.world import Action, Apply, Stage, World, annotation, is_dying
+from sovereign_operator.world import Action, Apply, Stage, Strip, World, annotation, is_dying
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +207,7 @@ def _towards(world: World, model: SovereignModel, live: Manifest, desired: Manif
         actions: tuple[Action, ...] = (Apply(target),) if needs_apply(live, target) else ()
         return RolloutStep(actions, moving=_stage(reasons.UPGRADING, words))
     if not needs_apply(live, desired):
-        return RolloutStep()
+        return _resumed(live, desired) if is_stopped else RolloutStep()
     changed = annotation(live, ANNOTATION_RENDERED) != annotation(desired, ANNOTATION_RENDERED)
     if is_stopped:
         return RolloutStep((Apply(desired),), moving=_stage(reasons.STARTING, "The pods start again."))
@@ -220,6 +220,13 @@ def _towards(world: World, model: SovereignModel, live: Manifest, desired: Manif
         moving=_stage(reasons.UPGRADING, "A change is being rolled out."),
         upgrade_starts=annotation(live, ANNOTATION_CLUSTER) != annotation(desired, ANNOTATION_CLUSTER),
     )
+
+
+def _resumed(live: Manifest, desired: Manifest) -> RolloutStep:
+    """Somebody else holds the switch, and an apply leaves it as it is."""
+    words = "Somebody suspended the RayService, and it is resumed; to stop the model, set its spec.suspend."
+    taken_away = Strip(live, desired, {"spec": {"suspend": None}}, ".spec.suspend")
+    return RolloutStep((taken_away,), moving=_stage(reasons.STARTING, words))
 
 
 def outdated(clusters: tuple[Manifest, ...], desired: Manifest) -> tuple[Manifest, ...]:

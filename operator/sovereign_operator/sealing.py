@@ -10,6 +10,7 @@ from typing import Final
 
 from sovereign_operator import reasons
 from sovereign_operator.api import ANNOTATION_RENDERED, FINALIZER
+from sovereign_operator.desired.rendered import path_of, surplus
 from sovereign_operator.rollout import first_difference, needs_apply
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import (
@@ -19,6 +20,7 @@ from sovereign_operator.world import (
     Release,
     Reseal,
     Stage,
+    Strip,
     annotation,
     is_dying,
     name_of,
@@ -31,7 +33,7 @@ MISSING: Final = Stage(
 
 @dataclass(frozen=True, slots=True)
 class SealingStep:
-    """`in_force`: every policy was seen as rendered. No pod may be created before."""
+    """`in_force`: every policy was seen exactly as rendered. No pod may be created before."""
 
     policy_hash: str
     in_force: bool
@@ -56,6 +58,10 @@ def next_step(live: tuple[Manifest, ...], desired: tuple[Manifest, ...], sealed_
             same = annotation(found, ANNOTATION_RENDERED) == annotation(wanted, ANNOTATION_RENDERED)
             drift = first_difference(found, wanted) if same else ""
             actions.append(Apply(wanted, restores=same, drifted_at=drift))
+        elif added := surplus(found["spec"], wanted["spec"]):
+            # Policies only ever add up: one more rule in one of ours is a way out.
+            patch = {"spec": added}
+            actions.append(Strip(found, wanted, patch, path_of(patch)))
     in_force = in_force and not actions
     if in_force:
         actions.extend(removal(tuple(by_name.values())))

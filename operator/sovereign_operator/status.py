@@ -27,6 +27,7 @@ from sovereign_operator.conditions import Outcome, Situation, Violation
 from sovereign_operator.fetches import has_cache
 from sovereign_operator.plan import Plan
 from sovereign_operator.values import Manifest, Placement
+from sovereign_operator.wanted import place
 from sovereign_operator.world import Create, Happening, Stage, World, annotation, component_of, name_of, stamp
 
 _SERVE_PORT = 8000
@@ -50,6 +51,7 @@ def status_of(world: World, model: SovereignModel, plan: Plan, outcome: Outcome)
             bytes=artifact.bytes,
             files=artifact.files,
             revision=artifact.revision,
+            target=place(model)[1],
         ),
         # While nothing answers, the last one stays: an upgrade that recreates is one step for people.
         serving_artifact=plan.serving_artifact.partition("@")[2] or before.serving_artifact,

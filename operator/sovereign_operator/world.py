@@ -101,6 +101,19 @@ class Apply:
 
 
 @dataclass(frozen=True, slots=True)
+class Strip:
+    """Take away what somebody added to what we rendered: an apply leaves fields alone that others own.
+
+    `patch`: a merge patch of the live object; `added_at`: where it differs first.
+    """
+
+    live: Manifest
+    manifest: Manifest
+    patch: Manifest
+    added_at: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reseal:
     """Put back a policy that somebody is deleting, without a moment in which nothing is denied."""
 
@@ -130,7 +143,7 @@ class Delete:
     foreground: bool = False
 
 
-Action = Hold | Release | Apply | Reseal | Create | CopyToken | Delete
+Action = Hold | Release | Apply | Strip | Reseal | Create | CopyToken | Delete
 
 
 # -- small readings ---------------------------------------------------------------------------------------

@@ -54,6 +54,27 @@ def contains(live: Any, rendered: Any) -> bool:
     return type(live) is type(rendered) and bool(live == rendered)
 
 
+def surplus(live: Mapping[str, Any], rendered: Mapping[str, Any]) -> Manifest:
+    """The merge patch (RFC 7396) that leaves nothing in the live map but what was rendered; empty where nothing
+    was added. What is missing there is put in by an apply."""
+    patch: Manifest = {}
+    for key, value in live.items():
+        wanted = rendered.get(key)
+        if isinstance(value, Mapping) and isinstance(wanted, Mapping):
+            if inner := surplus(value, wanted):
+                patch[key] = inner
+        elif value != wanted:
+            patch[key] = wanted
+    return patch
+
+
+def path_of(patch: Manifest) -> str:
+    """The first field that a merge patch changes, as `.spec.egress`."""
+    for key in sorted(patch):
+        return f".{key}{path_of(patch[key]) if isinstance(patch[key], Mapping) else ''}"
+    return ""
+
+
 def defects(manifest: Any, path: str = "") -> list[str]:
     """Paths of values that do not come back from the API server as they were sent: null, empty, zero."""
     if isinstance(manifest, Mapping) and manifest:

@@ -58,6 +58,24 @@ def test_a_leak_stops_the_pods_once_a_second_pod_confirmed_it(paths: dict[str, s
     assert universe.body["status"]["readyReplicas"] == 0
 
 
+def test_a_probe_that_says_nothing_takes_no_leak_away() -> None:
+    universe = a_leaking_universe(LEAK)
+    universe.probe(prober="killed")
+    assert universe.sealed() == ("False", "LeakDetected")
+    assert universe.egress["unanswered"] == 1
+    assert universe.jobs_in_flight() == [], "not again at once"
+    universe.later(29)
+    universe.settle()
+    assert universe.jobs_in_flight() == []
+    universe.later(1)
+    universe.probe(prober="killed again")
+    universe.later(60)
+    universe.probe(prober=LEAK)
+    universe.settle()
+    assert universe.egress["isolated"] and is_suspended(universe)
+    assert universe.egress["unanswered"] == 0
+
+
 def test_a_leak_of_one_kind_confirms_one_of_the_other() -> None:
     universe = a_leaking_universe(LEAK)
     universe.probe(prober=NOT_ENFORCED)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -10,8 +12,19 @@ import pytest
 from sovereign_operator.api import ANNOTATION_CLUSTER, ANNOTATION_RENDERED
 from sovereign_operator.kuberay import KubeRay
 from sovereign_operator.rollout import Memo, first_difference
-from sovereign_operator.values import Unreadable
-from sovereign_operator.world import Action, Apply, Create, Delete, Hold, Release, Reseal, annotation, name_of
+from sovereign_operator.values import Manifest, Unreadable
+from sovereign_operator.world import (
+    Action,
+    Apply,
+    Create,
+    Delete,
+    Hold,
+    Release,
+    Reseal,
+    Strip,
+    annotation,
+    name_of,
+)
 from tests.unit.operator.builders import DIGEST, a_config, a_node, an_artifact
 from tests.unit.operator.worlds import Universe, a_body, a_serving_universe
 
@@ -73,6 +86,86 @@ def test_a_missing_policy_comes_back_before_any_change_of_the_ray_service() -> N
     ]
     assert universe.reason() == "PolicyMissing"
     assert kinds(list(universe.step().actions)) == ["RayService"]
+
+
+def _opens(spec: Manifest) -> None:
+    spec["egress"] = [{}]
+
+
+def _lets_in(spec: Manifest) -> None:
+    spec["ingress"] = [{"ports": [{"port": 22, "protocol": "TCP"}]}]
+
+
+def _selects_nobody(spec: Manifest) -> None:
+    spec["podSelector"]["matchLabels"]["nobody"] = "has-this"
+
+
+@pytest.mark.parametrize(
+    ("tamper", "at"),
+    [
+        (_opens, ".spec.egress"),
+        (_lets_in, ".spec.ingress"),
+        (_selects_nobody, ".spec.podSelector.matchLabels.nobody"),
+    ],
+)
+def test_what_somebody_adds_to_a_policy_of_ours_is_a_way_out_and_taken_away(
+    tamper: Callable[[Manifest], None], at: str
+) -> None:
+    universe = a_serving_universe()
+    policy = next(one for one in universe.of("NetworkPolicy") if "egress" not in one["spec"])
+    rendered = copy.deepcopy(policy["spec"])
+    tamper(policy["spec"])
+    universe.step()
+    (stripped,) = universe.done
+    assert isinstance(stripped, Strip)
+    assert stripped.added_at == at
+    assert universe.reason() == "PolicyMissing"
+    assert universe.children["NetworkPolicy", name_of(policy)]["spec"] == rendered
+    universe.settle()
+    assert universe.reason() == "AllChecksPassed"
+
+
+def test_a_longer_list_in_a_rule_of_ours_is_put_back() -> None:
+    universe = a_serving_universe()
+    policy = next(one for one in universe.of("NetworkPolicy") if one["spec"].get("egress"))
+    rendered = copy.deepcopy(policy["spec"])
+    policy["spec"]["egress"][0]["to"][0]["namespaceSelector"] = {}
+    universe.settle()
+    assert universe.children["NetworkPolicy", name_of(policy)]["spec"] == rendered
+
+
+def test_a_rayservice_that_somebody_suspended_is_resumed() -> None:
+    universe = a_serving_universe()
+    universe.service()["spec"]["suspend"] = True
+    universe.stop_cluster()
+    universe.step()
+    assert any(isinstance(one, Strip) for one in universe.done)
+    assert "Somebody suspended" in universe.condition("Serving")["message"]
+    universe.settle()
+    assert "suspend" not in universe.service()["spec"]
+
+
+def test_facts_that_come_behind_the_manifest_are_looked_for_again() -> None:
+    universe = Universe()
+    del universe.body["spec"]["serving"]["parallelism"]  # so that the facts decide
+    universe.mirrored(replace(an_artifact(), facts=None))
+    decision = universe.settle()
+    assert universe.reason() == "FactsMissing"
+    assert decision.unsettled
+    universe.mirrored()
+    universe.settle()
+    assert universe.condition("Placed")["status"] == "True"
+
+
+def test_another_choice_of_files_is_no_recorded_artifact_while_the_registry_is_away() -> None:
+    universe = a_serving_universe()
+    hub = universe.body["spec"]["source"]["huggingFace"]
+    universe.change(source={"huggingFace": {**hub, "exclude": ["*.bin"]}})
+    universe.found = Unreadable("RegistryUnavailable", "It did not answer.")
+    universe.step()
+    assert universe.condition("Mirrored")["status"] == "Unknown"
+    assert universe.condition("Ready")["status"] != "True"
+    assert universe.condition("Serving")["status"] == "True", "what serves is left alone"
 
 
 def test_a_policy_that_is_being_deleted_is_made_anew_and_one_of_others_waited_for() -> None:

@@ -27,7 +27,7 @@ from sovereign_operator.values import NOT_THERE, Found, Manifest, Unreadable
 from sovereign_operator.workqueue import TryLater
 from sovereign_operator.world import Apply, Create, Release, Reseal, World, name_of
 from tests.unit.operator.builders import a_config, a_node, an_artifact
-from tests.unit.operator.worlds import START, a_body
+from tests.unit.operator.worlds import START, a_body, merged, stamp
 
 KEY: Key = ("models", "mixtral")
 
@@ -84,6 +84,10 @@ class MemoryCluster:
             del self.objects[manifest["kind"], name_of(manifest)]
             return None
         return self.put(live)
+
+    async def merge(self, manifest: Manifest, patch: Manifest) -> Manifest | None:
+        self._note("merge", manifest["kind"], name_of(manifest))
+        return self.put(merged(self.objects[manifest["kind"], name_of(manifest)], patch))
 
     async def write_status(self, model: Manifest, said: dict[str, Any]) -> Manifest:
         self._note("status", model["kind"], name_of(model))
@@ -239,9 +243,53 @@ async def test_a_status_that_could_not_be_written_posts_no_event(bench: Bench) -
 async def test_a_refused_child_is_a_condition_in_the_api_servers_words(bench: Bench) -> None:
     bench.registry.found = an_artifact()
     bench.cluster.refuse["apply RayService"] = Refused("exceeded quota: pods=0")
-    await bench.settle()
+    with pytest.raises(TryLater, match="exceeded quota"):
+        await bench.settle()
     assert bench.reason() == "ApplyRefused"
     assert any("exceeded quota" in c["message"] for c in bench.status()["conditions"])
+
+
+@pytest.mark.parametrize("refused", ["apply RayService", "apply NetworkPolicy"])
+async def test_what_was_refused_is_tried_again_though_nothing_that_is_watched_changed(
+    bench: Bench, refused: str
+) -> None:
+    bench.registry.found = an_artifact()
+    bench.cluster.refuse[refused] = Refused("exceeded quota: pods=0")
+    with pytest.raises(TryLater):
+        await bench.settle()
+    with pytest.raises(TryLater):
+        await bench.run()  # not settled: the quota is no object of ours
+    bench.cluster.refuse.clear()
+    await bench.settle()
+    assert bench.reason() != "ApplyRefused"
+    assert ("RayService", "mixtral") in bench.cluster.objects
+
+
+async def test_a_deletion_that_was_refused_says_so_and_ends_once_it_is_allowed(settled: Bench) -> None:
+    settled.cluster.objects["SovereignModel", "mixtral"]["metadata"]["deletionTimestamp"] = stamp(START)
+    for key in [key for key in settled.cluster.objects if key[0] in ("RayService", "Pod", "Job")]:
+        del settled.cluster.objects[key]
+    settled.cluster.refuse["delete NetworkPolicy"] = Refused("policies are frozen")
+    with pytest.raises(TryLater, match="frozen"):
+        await settled.run()
+    assert settled.reason() == "Deleting"
+    assert any("policies are frozen" in c["message"] for c in settled.status()["conditions"])
+    assert not [one for one in settled.requests if "Event" in one], "nothing is over yet"
+    settled.cluster.refuse.clear()
+    await settled.run()
+    assert ("SovereignModel", "mixtral") not in settled.cluster.objects
+    assert [one for one in settled.requests if "Event" in one]
+
+
+async def test_what_somebody_added_to_a_policy_is_taken_away_until_it_is_a_fight(settled: Bench) -> None:
+    for _ in range(8):
+        live = settled.cluster.objects["NetworkPolicy", "mixtral-deny-all"]
+        live["spec"]["egress"] = [{}]
+        settled.cluster.put(live)
+        await settled.run()
+    assert settled.requests.count("merge NetworkPolicy mixtral-deny-all") == 3
+    assert settled.reason() == "FieldConflict"
+    assert any(".spec.egress" in c["message"] for c in settled.status()["conditions"])
 
 
 async def test_a_namespace_that_goes_is_neither_a_crash_nor_a_refusal(bench: Bench) -> None:

@@ -37,6 +37,7 @@ from sovereign_operator.world import (
     Hold,
     Release,
     Reseal,
+    Strip,
     World,
     component_of,
     name_of,
@@ -64,6 +65,14 @@ def a_body(name: str = "mixtral", **spec: Any) -> Manifest:
         "metadata": metadata,
         "spec": {"source": source, "serving": serving} | spec,
     }
+
+
+def merged(live: Any, patch: Any) -> Any:
+    """What a merge patch makes of an object (RFC 7396)."""
+    if not isinstance(patch, dict):
+        return patch
+    kept = {key: value for key, value in (live or {}).items() if patch.get(key, ...) is not None}
+    return kept | {key: merged(kept.get(key), value) for key, value in patch.items() if value is not None}
 
 
 @dataclass
@@ -162,6 +171,8 @@ class Universe:
                 self.body["metadata"].setdefault("finalizers", []).append(FINALIZER)
             case Apply(manifest) | Create(manifest) | Reseal(_, manifest):
                 self._put(manifest)
+            case Strip(live, patch=patch):
+                self._put(merged(live, patch))
             case Delete(manifest):
                 self._delete(manifest)
             case Release(manifest):

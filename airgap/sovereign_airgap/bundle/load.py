@@ -148,7 +148,8 @@ class _Load:
         index, digest = self.cargo.index, self.cargo.index_digest
         record = states.recorded(self._state, index.name)
         if not self.options.allow_downgrade:
-            states.require_not_older(record.state if record else None, index, digest, self.signed_by)
+            trusted = [key.key_id for key in self.options.keys]
+            states.require_not_older(record.state if record else None, index, digest, trusted)
         self._require_base(record)
         self._require_free_tags()
         self._shipping = Shipping(

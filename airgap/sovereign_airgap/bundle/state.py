@@ -70,14 +70,15 @@ class State:
         return cls(str(document.get("name")), now.version, now.index, keys)
 
 
-def require_not_older(state: State | None, index: Index, digest: Digest, signed_by: Sequence[str]) -> None:
-    """Raises OlderVersion where a key of this bundle has vouched for a higher version, or for another bundle
-    of the same version. What was loaded without keys counts always; a bundle loaded without keys is compared
-    with the highest of all."""
+def require_not_older(state: State | None, index: Index, digest: Digest, trusted: Sequence[str]) -> None:
+    """Raises OlderVersion where a key that the site trusts, whether it has signed this bundle or not, has
+    vouched for a higher version, or for another bundle of the same version. Who carries a bundle can remove
+    a signature from it, and a retired key signs on. What was loaded without keys counts always; a bundle
+    loaded without keys is compared with the highest of all."""
     if state is None:
         return
-    heard = {UNSIGNED, *signed_by}
-    relevant = [seen for key, seen in state.keys.items() if not signed_by or key in heard]
+    heard = {UNSIGNED, *trusted}
+    relevant = [seen for key, seen in state.keys.items() if not trusted or key in heard]
     for seen in relevant:
         if seen.version > index.version:
             raise OlderVersion(

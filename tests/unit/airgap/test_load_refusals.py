@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sovereign_airgap.bundle import signatures
-from sovereign_airgap.bundle.layout import INDEX, blob_path
+from sovereign_airgap.bundle.layout import INDEX, blob_path, signature_path
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import (
     BomContradicts,
@@ -263,7 +263,28 @@ def test_a_key_that_has_vouched_for_a_newer_version_takes_no_older_one(
         load(old, keys=(ANNA.public, BERT.public))
     with pytest.raises(OlderVersion):
         load(old)
-    # Another signer of the same name counts versions of his own.
+    # Where only another signer is trusted, his versions alone count.
     load(old, keys=(BERT.public,))
     with pytest.raises(OlderVersion):
         load(old, keys=(ANNA.public,))
+
+
+def test_an_older_version_is_no_newer_for_a_signature_that_was_removed(load: Load, tmp_path: Path) -> None:
+    old, new = a_bundle(tmp_path / "1"), a_bundle(tmp_path / "2", version=2)
+    for key in (ANNA, BERT):
+        signatures.sign(old, key, WHEN)
+    signatures.sign(new, ANNA, WHEN)
+    load(new, keys=(ANNA.public, BERT.public))
+    (old / signature_path(ANNA.key_id)).unlink()
+    with pytest.raises(OlderVersion):
+        load(old, keys=(ANNA.public, BERT.public), require_signature=True)
+
+
+def test_after_a_rotation_the_old_key_is_no_way_back(load: Load, tmp_path: Path) -> None:
+    four, five = a_bundle(tmp_path / "4", version=4), a_bundle(tmp_path / "5", version=5)
+    signatures.sign(four, ANNA, WHEN)
+    signatures.sign(five, BERT, WHEN)
+    load(four, keys=(ANNA.public,))
+    load(five, keys=(ANNA.public, BERT.public))
+    with pytest.raises(OlderVersion):
+        load(four, keys=(ANNA.public, BERT.public))

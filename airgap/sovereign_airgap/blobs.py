@@ -14,7 +14,7 @@ from sovereign_airgap.manifest import Descriptor
 from sovereign_airgap.progress import Progress
 from sovereign_airgap.registry import Registry
 from sovereign_airgap.uploads import RefusedByRegistry
-from sovereign_airgap.wire import Download, LineBroken, StreamRestarted
+from sovereign_airgap.wire import Download, Hops, LineBroken, StreamRestarted
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
 _PROGRESS_BYTES = 1024 * 1024
@@ -87,8 +87,10 @@ class BlobStream:
         url = registry.url(f"blobs/{self._blob.digest}")
         headers = {"Range": f"bytes={start}-"} if start else {}
         authorization = registry.byte_headers().get("Authorization")
-        download = registry.wire.follow(url, headers, authorization).download
+        hops = registry.wire.follow(url, headers, authorization)
+        download = hops.download
         try:
+            self._require_no_foreign_challenge(hops)
             self._require_success(download, start)
         except BaseException:
             download.close()
@@ -97,6 +99,14 @@ class BlobStream:
         if download.status == HTTPStatus.OK and start:
             self.position = 0
             raise StreamRestarted
+
+    def _require_no_foreign_challenge(self, hops: Hops) -> None:
+        # Only the registry may ask for its login: a storage that it redirects to could name any realm. What
+        # helps where a signed address has ended is a new one, and that comes with another try.
+        status = hops.download.status
+        refused = status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        if refused and hops.origin != self._registry.origin:
+            raise RefusedByRegistry(status, by=hops.origin)
 
     def _require_success(self, download: Download, start: int) -> None:
         size, status, registry = self._blob.size, download.status, self._registry

@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urlsplit, urlunsplit
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import SovereignError
 from sovereign_airgap.registry import Registry
-from sovereign_airgap.wire import Answer, LineBroken, Upload
+from sovereign_airgap.wire import Answer, LineBroken, Origin, Upload
 
 CHUNK_BYTES = 64 * 1024 * 1024
 LEAST_CHUNK_BYTES = 1024 * 1024
@@ -32,10 +32,13 @@ class ChunkTooLarge(Exception):
 
 
 class RefusedByRegistry(Exception):
-    """An answer to a byte request that is no success; `after` is the registry's own wish for a pause."""
+    """An answer to a byte request that is no success; `after` is the registry's own wish for a pause.
 
-    def __init__(self, status: int, after: float | None = None) -> None:
-        super().__init__(f"status {status}")
+    `by` is where the answer came from, if that is not the registry but a storage that it redirects to.
+    """
+
+    def __init__(self, status: int, after: float | None = None, by: Origin | None = None) -> None:
+        super().__init__(f"status {status}" if by is None else f"status {status} from {by}")
         self.status = status
         self.after = after
 

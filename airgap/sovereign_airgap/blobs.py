@@ -29,7 +29,7 @@ class BlobStream:
         self._what = what
         self._download: Download | None = None
         self._failures = 0
-        self._failed_at = 0
+        self._best = 0
         self.position = 0
 
     def readinto(self, view: memoryview) -> int:
@@ -49,10 +49,12 @@ class BlobStream:
                 return count
             except (LineBroken, RefusedByRegistry) as error:
                 self.close()
-                if self.position - self._failed_at >= _PROGRESS_BYTES:
+                # Against the best, not the last: a registry without ranges begins at zero each time, and what
+                # it brings again is no progress.
+                if self.position - self._best >= _PROGRESS_BYTES:
                     self._failures = 0
                 self._failures += 1
-                self._failed_at = self.position
+                self._best = max(self._best, self.position)
                 after = error.after if isinstance(error, RefusedByRegistry) else None
                 stalled = isinstance(error, LineBroken) and error.stalled
                 self._registry.wait_or_give_up(self._failures, f"{error} for {self._what}", after, stalled)

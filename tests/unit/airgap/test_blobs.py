@@ -13,8 +13,9 @@ import pytest
 from sovereign_airgap.access import Access
 from sovereign_airgap.errors import RegistryUnavailable
 from sovereign_airgap.pull import PullOptions
+from tests.unit.airgap.models import some_bytes
 from tests.unit.airgap.origin import Request, an_origin
-from tests.unit.airgap.registry_double import Fault, RegistryDouble, _Handler
+from tests.unit.airgap.registry_double import Fault, RegistryDouble, _Handler, cut_body
 from tests.unit.airgap.shelf import FILES, Shelf
 
 
@@ -60,3 +61,29 @@ def test_a_signed_address_that_has_ended_is_asked_for_again(with_login: Shelf, r
         with_login.pull()
         assert len(storage.asked) == 1
     with_login.require_whole(FILES)
+
+
+MIB = 1024 * 1024
+WEIGHTS = {"model.safetensors": some_bytes(64 * 1024) * 80}
+
+
+@pytest.fixture
+def without_ranges(registry: RegistryDouble, pull_options: PullOptions, tmp_path: Path) -> Shelf:
+    """A registry that begins every blob at its first byte."""
+    registry.ignores_range = True
+    shelf = Shelf(registry, pull_options, tmp_path / "weights")
+    shelf.reference = shelf.put(WEIGHTS)
+    return shelf
+
+
+def test_a_registry_that_only_repeats_itself_is_given_up(without_ranges: Shelf) -> None:
+    without_ranges.registry.next("GET blobs", *[cut_body(3 * MIB), cut_body(MIB)] * 20)
+    with pytest.raises(RegistryUnavailable):
+        without_ranges.pull()
+    assert without_ranges.gets == without_ranges.options.patience.attempts
+
+
+def test_a_registry_that_gets_farther_each_time_is_not(without_ranges: Shelf) -> None:
+    without_ranges.registry.next("GET blobs", cut_body(0), *[cut_body(at * MIB // 2) for at in (2, 4, 6, 8)])
+    without_ranges.pull()
+    without_ranges.require_whole(WEIGHTS)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The environment that keeps every library in a model pod from calling out, as data and as a check.
+"""The environment that keeps every library in a model pod from calling out, as data and as a check; on GPUs
+also from compiling what this image cannot compile.
 
 The operator puts the block on the head's and on the workers' containers, because Ray hands only some
 variables on to its actors. Network policies deny the calls anyway; with the block no library waits for
@@ -15,6 +16,8 @@ from collections.abc import Mapping
 FIXED: dict[str, str] = {
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "DO_NOT_TRACK": "1",
+    # vLLM asks whether FlashInfer could download, whatever FLASHINFER_NO_DOWNLOAD says.
+    "FLASHINFER_CUBINS_REPOSITORY": "http://127.0.0.1:9/",
     "FLASHINFER_NO_DOWNLOAD": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
@@ -53,9 +56,17 @@ CPU: dict[str, str] = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
 
+# On GPUs: what vLLM 0.32 prefers and compiles with nvcc while the model starts, without asking whether there
+# is one. The image is pinned by digest and read-only and has no CUDA toolkit, so the engine would end there.
+# The kernels that came compiled, and Triton's, take their place: sampling and FP8 in blocks are slower.
+CUDA: dict[str, str] = {
+    "VLLM_USE_DEEP_GEMM": "0",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}
+
 
 class NotOffline(RuntimeError):
-    """A variable of the offline block is missing or has a value that lets a library call out."""
+    """A variable of the block is missing, or has a value that lets a library call out or compile."""
 
 
 def require(environment: Mapping[str, str], *, device: str) -> None:
@@ -63,7 +74,7 @@ def require(environment: Mapping[str, str], *, device: str) -> None:
     faults = [
         *(
             f"{name} is {_shown(environment.get(name))} instead of {value!r}"
-            for name, value in FIXED.items()
+            for name, value in (FIXED | (CUDA if device == "cuda" else {})).items()
             if environment.get(name) != value
         ),
         *(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dev import serving_env
+from sovereign_serving import offline
 from sovereign_serving.engine_arguments import REFUSED, TUNABLE
 from tests.serving.conftest import arguments_for, single_rank
 
@@ -17,6 +18,7 @@ pytestmark = [pytest.mark.serving, pytest.mark.timeout(900)]
 
 INSIDE = """
 import asyncio, dataclasses, json, os
+from vllm import envs
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.entrypoints.launchers.cli_args import FrontendArgs
 from ray.llm._internal.serve.core.server import llm_server
@@ -35,7 +37,7 @@ collected = llm_server.push_telemetry_report_for_all_models is collector
 del os.environ["HF_HUB_OFFLINE"]
 fields = [field.name for kind in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(kind)]
 said = {"complete": complete, "incomplete": refusal(), "collected": collected}
-print(json.dumps({**said, "fields": fields}))
+print(json.dumps({**said, "fields": fields, "variables": sorted(envs.environment_variables)}))
 """
 
 
@@ -60,6 +62,13 @@ def test_every_argument_of_the_engine_has_been_judged(inside: dict[str, object])
     assert set(fields) - TUNABLE - REFUSED.keys() == set()
     # num_redundant_experts was an argument of older versions; it is refused for those who remember it.
     assert (TUNABLE | REFUSED.keys()) - set(fields) == {"num_redundant_experts"}
+
+
+def test_every_variable_that_is_vllms_by_its_name_is_one_that_it_reads(inside: dict[str, object]) -> None:
+    variables = inside["variables"]
+    assert isinstance(variables, list)
+    block = {*offline.FIXED, *offline.PATHS, *offline.PRESENT, *offline.CPU, *offline.CUDA}
+    assert {name for name in block if name.startswith("VLLM_")} - set(variables) == set()
 
 
 def test_a_replica_looks_for_the_offline_environment_itself(inside: dict[str, object]) -> None:

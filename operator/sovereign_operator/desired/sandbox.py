@@ -22,6 +22,8 @@ IPC_LOCK: Final = "IPC_LOCK"
 OFFLINE: Final = {
     "DISABLE_SAFETENSORS_CONVERSION": "1",
     "DO_NOT_TRACK": "1",
+    # vLLM asks whether FlashInfer could download, whatever FLASHINFER_NO_DOWNLOAD says.
+    "FLASHINFER_CUBINS_REPOSITORY": "http://127.0.0.1:9/",
     "FLASHINFER_NO_DOWNLOAD": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_UPDATE_CHECK": "1",
@@ -55,6 +57,13 @@ CPU_PROFILE: Final = {
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Ray starts its workers at nice 15; beside other work on the same cores they starve until they time out.
     "RAY_worker_niceness": "0",
+}
+# On GPUs: vLLM 0.32 prefers these and compiles them with nvcc while the model starts, without asking whether
+# there is one. A sealed image, pinned by digest and read-only, has no CUDA toolkit, and the engine would end
+# there. The kernels that came compiled, and Triton's, are slower at sampling and at FP8 in blocks.
+CUDA_PROFILE: Final = {
+    "VLLM_USE_DEEP_GEMM": "0",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
 
 
@@ -104,9 +113,8 @@ def root_restricted() -> Manifest:
 
 def serving_environment(cpu: bool) -> list[Manifest]:
     """The environment of the Ray containers. POD_IP comes first: `$(POD_IP)` sees earlier entries only."""
-    values = (
-        OFFLINE | WRITABLE | (CPU_PROFILE if cpu else {}) | {"USER": "sovereign", "VLLM_HOST_IP": "$(POD_IP)"}
-    )
+    profile = CPU_PROFILE if cpu else CUDA_PROFILE
+    values = OFFLINE | WRITABLE | profile | {"USER": "sovereign", "VLLM_HOST_IP": "$(POD_IP)"}
     address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}
     return [address, *({"name": name, "value": value} for name, value in sorted(values.items()))]
 

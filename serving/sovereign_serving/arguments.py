@@ -46,9 +46,10 @@ AllToAll = Literal[
 # its requests and minutes of loading.
 HEALTH_CHECK_PERIOD = 10
 HEALTH_CHECK_TIMEOUT = 60
-# CPUs in Ray's book-keeping. Each replica holds one; the ingress must fit beside them into a pod that was
-# sized for its ranks, and Ray's default of one would leave it pending.
-REPLICA_CPUS = 1
+# CPUs in Ray's book-keeping, where a pod has those of its ranks and a spare one. On GPUs a replica holds two,
+# because Ray would pack one more replica into the spare one of another pod. The ingress must fit into it, and
+# Ray's default of one would leave it pending.
+REPLICA_CPUS = {"cuda": 2, "cpu": 1}
 INGRESS_CPUS = 0.1
 
 
@@ -78,6 +79,8 @@ class Arguments(BaseModel):
     expert: StrictBool = False
     redundant_experts: Annotated[StrictInt, Field(ge=0, alias="redundantExperts")] = 0
     all_to_all: Annotated[AllToAll | None, Field(alias="allToAll")] = None
+    # Worker pods, where one rank takes several: all but its first have no replica.
+    ingresses: Size | None = None
     max_model_len: Annotated[Size | None, Field(alias="maxModelLen")] = None
     engine_args: Annotated[dict[StrictStr, Scalar], Field(alias="engineArgs", default_factory=dict)]
     adapters: tuple[Adapter, ...] = ()
@@ -155,7 +158,7 @@ def llm_config(arguments: Arguments) -> dict[str, object]:
         "deployment_config": {
             # A replica is a group of data-parallel ranks: Ray multiplies by `data` itself.
             "num_replicas": arguments.replicas,
-            "ray_actor_options": {"num_cpus": REPLICA_CPUS},
+            "ray_actor_options": {"num_cpus": REPLICA_CPUS[arguments.device]},
             "health_check_period_s": HEALTH_CHECK_PERIOD,
             "health_check_timeout_s": HEALTH_CHECK_TIMEOUT,
         },
@@ -189,7 +192,7 @@ def engine_kwargs(arguments: Arguments) -> dict[str, object]:
 
 
 def _placement(arguments: Arguments) -> dict[str, object]:
-    """What one engine process takes from its Ray node; Ray adds the replica's own CPU to the first."""
+    """What one engine process takes from its Ray node; Ray adds the replica's own CPUs to the first."""
     if arguments.device == "cuda":
         # PACK: a rank may need more GPUs than one node has.
         return {"bundle_per_worker": {"GPU": 1}, "strategy": "PACK"}
@@ -201,11 +204,16 @@ def _placement(arguments: Arguments) -> dict[str, object]:
 def ingress_deployment(arguments: Arguments) -> dict[str, object]:
     """Options of the deployment that speaks HTTP: one replica for each replica of the model.
 
+    Ray starts a proxy only where a replica of any kind is, and a pod is ready when its own proxy answers. So
+    where a rank takes several pods, each of them gets an ingress.
+
     Both bounds are given as autoscaling bounds, because one of Ray's two builders keeps its autoscaling
     default beside `num_replicas` and then refuses the pair.
     """
-    return {
-        "autoscaling_config": {"min_replicas": arguments.replicas, "max_replicas": arguments.replicas},
+    count = arguments.ingresses or arguments.replicas
+    options: dict[str, object] = {
+        "autoscaling_config": {"min_replicas": count, "max_replicas": count},
         "health_check_timeout_s": HEALTH_CHECK_TIMEOUT,
         "ray_actor_options": {"num_cpus": INGRESS_CPUS},
     }
+    return options | ({"max_replicas_per_node": 1} if arguments.ingresses else {})

@@ -2,8 +2,9 @@
 """The RayService that serves a model, for KubeRay 1.7 and later.
 
 One head without CPUs of its own, so that no replica lands there, and one group of workers. A replica that
-needs several pods is one multi-host group: KubeRay keeps those pods together, and the ranks in them live and
-die together anyway. What the application does with its arguments is `sovereign_serving.app`.
+needs several pods is one multi-host group: where one of its pods is gone, KubeRay deletes the others and
+starts all of them again, and the ranks in them live and die together anyway. What the application does with
+its arguments is `sovereign_serving.app`.
 """
 
 from __future__ import annotations
@@ -92,12 +93,14 @@ def ray_cluster(
 def worker_start_params(model: SovereignModel, placement: Placement) -> dict[str, str]:
     """What Ray believes a worker has, so that exactly the ranks of the plan fit into it.
 
-    A rank takes one CPU for its replica, and without accelerators one more for each engine process. The spare
-    one is for the ingress; it is less than a rank, so on CPUs no second rank slips in. Accelerators bound
-    them otherwise.
+    A rank takes one CPU for its replica, and without accelerators one more for each engine process; with
+    them it takes two. The spare one is for the ingress: less than a rank, so no second rank slips in. The
+    accelerators do not see to that: all but a rank's first one are bundles of their own, and Ray would pack
+    replicas into one pod, their accelerators into another, and leave that without a replica and so without
+    a proxy.
     """
     on_cpu = model.spec.serving.device is Device.CPU
-    rank = 1 + placement.tensor * placement.pipeline if on_cpu else 1
+    rank = 1 + placement.tensor * placement.pipeline if on_cpu else 2
     return {
         "num-cpus": str(max(placement.ranks_per_worker, 1) * rank + 1),
         "num-gpus": "0" if on_cpu else str(placement.accelerators_per_worker),
@@ -138,6 +141,8 @@ def application_arguments(model: SovereignModel, placement: Placement) -> Manife
         arguments["redundantExperts"] = placement.redundant_experts
     if placement.all_to_all:
         arguments["allToAll"] = placement.all_to_all
+    if placement.ranks_per_worker == 0:
+        arguments["ingresses"] = placement.pods
     if serving.max_model_len:
         arguments["maxModelLen"] = serving.max_model_len
     if serving.engine_args:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -21,7 +21,7 @@ from sovereign_operator.desired.rendered import defects
 from sovereign_operator.placement import plan
 from sovereign_operator.values import Manifest, NodeFacts, Placement
 from sovereign_serving import offline
-from sovereign_serving.arguments import parse
+from sovereign_serving.arguments import ingress_deployment, llm_config, parse
 from tests.conftest import Golden
 from tests.unit.operator.builders import (
     AIRGAP_IMAGE,
@@ -255,9 +255,9 @@ def test_weights_fit_their_volume() -> None:
             ("sovereign.dev/accelerator", "1"),
             "3",
         ),  # one rank, and a spare CPU for the ingress
-        ("mixtral-8x7b", 1, None, ("nvidia.com/gpu", "2"), "2"),
-        ("mistral-small-4", 1, None, ("nvidia.com/gpu", "4"), "2"),
-        ("deepseek-v3", 1, 2, ("nvidia.com/gpu", "8"), "9"),
+        ("mixtral-8x7b", 1, None, ("nvidia.com/gpu", "2"), "3"),
+        ("mistral-small-4", 1, None, ("nvidia.com/gpu", "4"), "3"),
+        ("deepseek-v3", 1, 2, ("nvidia.com/gpu", "8"), "17"),
     ],
 )
 def test_workers_follow_the_placement(
@@ -278,7 +278,52 @@ def test_a_rank_over_two_pods_is_one_group_of_hosts() -> None:
     _, group = groups_of(ray_service(model, an_artifact(), placement, a_config()))
     assert (group["replicas"], group["numOfHosts"]) == (3, 2)
     started_with = group["rayStartParams"]
-    assert (started_with["num-cpus"], started_with["num-gpus"]) == ("2", "8")
+    assert (started_with["num-cpus"], started_with["num-gpus"]) == ("3", "8")
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "replicas"),
+    [
+        ({"tensor": 8, "data": 2, "expert": True}, 1),
+        ({"tensor": 8, "data": 4, "expert": True}, 1),
+        ({"tensor": 4, "data": 4, "expert": True}, 1),
+        ({"tensor": 4, "data": 4, "expert": True}, 2),
+        ({"data": 8, "expert": True}, 1),
+        ({"tensor": 8}, 2),
+        ({"tensor": 4}, 2),
+    ],
+)
+def test_a_worker_holds_its_ranks_and_an_ingress_and_not_one_rank_more(
+    parallelism: dict[str, Any], replicas: int
+) -> None:
+    """By Ray's book-keeping, as the operator starts a worker and as the application asks for one."""
+    model = a_model(serving={"parallelism": parallelism, "replicas": replicas})
+    placement = plan(model.spec, None, [a_node(f"n{n}") for n in range(4)], a_config())
+    assert isinstance(placement, Placement), placement
+    service = ray_service(model, an_artifact(), placement, a_config())
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    arguments = parse(application["args"])
+    of_a_rank, of_an_ingress = (
+        options["ray_actor_options"]["num_cpus"]
+        for options in (cast(Any, llm_config(arguments)["deployment_config"]), ingress_deployment(arguments))
+    )
+    _, group = groups_of(service)
+    spare = int(group["rayStartParams"]["num-cpus"]) - placement.ranks_per_worker * of_a_rank
+    assert of_an_ingress * placement.pods <= spare < of_a_rank
+
+
+def test_every_pod_of_a_rank_that_takes_several_has_an_ingress_and_so_a_proxy() -> None:
+    model = a_model(serving={"parallelism": {"tensor": 8, "pipeline": 2}, "replicas": 3})
+    placement = plan(model.spec, None, [a_node(f"n{n}") for n in range(6)], a_config())
+    assert isinstance(placement, Placement)
+    service = ray_service(model, an_artifact(), placement, a_config())
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    assert parse(application["args"]).ingresses == 6
+    for name in EXAMPLES:
+        (application,) = yaml.safe_load(rendered(an_example(name), name)["spec"]["serveConfigV2"])[
+            "applications"
+        ]
+        assert "ingresses" not in application["args"]
 
 
 def test_every_ray_node_is_told_its_agents_ports() -> None:

@@ -32,7 +32,7 @@ def test_one_gpu_is_configured_without_any_default_of_the_engine() -> None:
         "placement_group_config": {"bundle_per_worker": {"GPU": 1}, "strategy": "PACK"},
         "deployment_config": {
             "num_replicas": 1,
-            "ray_actor_options": {"num_cpus": 1},
+            "ray_actor_options": {"num_cpus": 2},
             "health_check_period_s": 10,
             "health_check_timeout_s": 60,
         },
@@ -98,6 +98,20 @@ def test_there_is_an_ingress_for_each_replica_and_it_fits_beside_the_ranks() -> 
         "health_check_timeout_s": 60,
         "ray_actor_options": {"num_cpus": 0.1},
     }
+
+
+def test_where_a_rank_takes_several_pods_each_of_them_has_an_ingress() -> None:
+    options = ingress_deployment(parse(some_arguments(tensor=8, pipeline=2, replicas=3, ingresses=6)))
+    assert options["autoscaling_config"] == {"min_replicas": 6, "max_replicas": 6}
+    assert options["max_replicas_per_node"] == 1
+
+
+@pytest.mark.parametrize(("device", "cpus"), [("cuda", 2), ("cpu", 1)])
+def test_a_replica_holds_more_than_the_spare_cpu_of_a_pod_but_for_its_engine(device: str, cpus: int) -> None:
+    config = llm_config(parse(some_arguments(device=device)))
+    deployment = config["deployment_config"]
+    assert isinstance(deployment, dict)
+    assert deployment["ray_actor_options"] == {"num_cpus": cpus}
 
 
 EXPERTS = {"data": 2, "expert": True}

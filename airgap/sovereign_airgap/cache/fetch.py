@@ -187,7 +187,7 @@ def _fetched(
         found = fill(entry.folder, source, options.pull, progress, siblings)
         _renew_other_marker(entry, options.pull.config_only, source.manifest)
     if not options.pull.verify_always:  # then every byte was hashed here
-        siblings.require_still_vouched()
+        siblings.settle(progress)
     return FetchResult(
         digest=entry.digest,
         folder=entry.folder,

@@ -10,19 +10,21 @@ import contextlib
 import os
 import shutil
 import stat
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from sovereign_airgap.cache.damage import Promised, Rehash, described
 from sovereign_airgap.cache.eviction import make_room, sweep
 from sovereign_airgap.cache.layout import RESERVED, Cache, Entry, inodes, write_number
 from sovereign_airgap.cache.room import Limits, on_disk
 from sovereign_airgap.digest import Digest
-from sovereign_airgap.disk import explained, partial_name, regular_file
+from sovereign_airgap.disk import explained, partial_name, regular_file, replace_file, sync_folder
 from sovereign_airgap.errors import CacheBusy
 from sovereign_airgap.manifest import Layer
-from sovereign_airgap.marker import Written
+from sovereign_airgap.marker import Written, encode_marker, marker_name
 from sovereign_airgap.pace import Pace
+from sovereign_airgap.progress import Progress
 from sovereign_airgap.pull import Neighbours
 
 _Offer = tuple[Entry, str, Written]
@@ -82,21 +84,41 @@ class Siblings(Neighbours):
             there = sum(each.size for each in inodes(directory).values())
             write_number(directory / RESERVED, there + need)
 
-    def require_still_vouched(self) -> None:
-        """Raises CacheBusy where a sibling's file was found damaged after we had linked it.
+    def settle(self, progress: Progress) -> None:
+        """Hashes what was linked from a sibling that vouches for it no longer, or is gone; CacheBusy, and no
+        marker, where that is damaged.
 
-        To be asked after our own marker is there: then either we see that the sibling was withdrawn, or
-        whoever withdraws it sees our marker.
+        To be called after our own markers are there: then either we see that the sibling was withdrawn, or
+        whoever withdraws it sees ours. Of one that is gone nobody knows whether it was withdrawn before.
         """
-        for sibling, path, written in self._lent.values():
-            if sibling.folder.is_dir() and all(
-                (sibling.vouched(config_only) or {}).get(path) != written for config_only in (False, True)
-            ):
-                self._entry.withdraw()
-                raise CacheBusy(
-                    f"Expected {sibling} to vouch for {path!a} until {self._entry} was complete, but it "
-                    "was changed meanwhile; try again, then every byte is hashed."
-                )
+        while doubted := {place: offer for place, offer in self._lent.items() if not _vouches(offer)}:
+            progress.enter("hashing what was linked")
+            markers = {config_only: self._entry.vouched(config_only) for config_only in (True, False)}
+            # Meanwhile no pod may start on it, and a run that is killed must leave no marker.
+            self._entry.withdraw()
+            self._require_undamaged(doubted)
+            for config_only, files in markers.items():
+                if files is not None:
+                    marker = self._entry.folder / marker_name(config_only)
+                    replace_file(marker, encode_marker(str(self._entry.digest), files))
+            sync_folder(self._entry.folder)
+            for place in doubted:
+                del self._lent[place]
+
+    def _require_undamaged(self, doubted: Mapping[Path, _Offer]) -> None:
+        files = {
+            place.relative_to(self._entry.folder).as_posix(): Promised(
+                written.size, Digest.parse(written.digest), (written.mtime_ns,)
+            )
+            for place, (_, _, written) in doubted.items()
+        }
+        damages = Rehash(None, lambda _: self._pace.check()).damages(self._entry.folder, files)
+        if damages:
+            lenders = ", ".join(sorted({str(sibling) for sibling, _, _ in doubted.values()}))
+            raise CacheBusy(
+                f"Expected {self._entry} to share sound files with {lenders}, which changed meanwhile: "
+                f"{described(damages)}; try again, then every byte is hashed."
+            )
 
     def _siblings(self) -> list[Entry]:
         return [each for each in self._cache.entries(self._entry.tenant) if each != self._entry]
@@ -113,6 +135,11 @@ class Siblings(Neighbours):
                 if written is not None and written.digest == str(layer.digest):
                     found.setdefault(written.digest, []).append((sibling, layer.path, written))
         return found
+
+
+def _vouches(offer: _Offer) -> bool:
+    sibling, path, written = offer
+    return any((sibling.vouched(config_only) or {}).get(path) == written for config_only in (False, True))
 
 
 def is_as_written(place: Path, written: Written) -> bool:

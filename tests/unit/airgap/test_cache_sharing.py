@@ -8,12 +8,14 @@ import os
 
 import pytest
 
+from sovereign_airgap.cache.damage import Damage, Rehash
+from sovereign_airgap.cache.eviction import evict
 from sovereign_airgap.cache.layout import inodes, usage
 from sovereign_airgap.cache.siblings import Siblings
 from sovereign_airgap.errors import (
     CacheBusy,
 )
-from sovereign_airgap.marker import Written, encode_marker
+from sovereign_airgap.marker import encode_marker
 from tests.unit.airgap.cache_entries import rot
 from tests.unit.airgap.cache_node import (
     OTHER_FILES,
@@ -81,24 +83,56 @@ def test_a_file_system_without_hard_links_has_copies(node: Node, monkeypatch: py
     node.require_whole(node.entry(node.other), OTHER_FILES)
 
 
-def test_a_sibling_that_is_found_damaged_meanwhile_withdraws_what_was_linked_from_it(
+@pytest.mark.parametrize("evicted", [True, False])
+@pytest.mark.parametrize("damaged", [True, False])
+def test_what_was_linked_from_a_sibling_that_no_longer_vouches_is_hashed(
+    node: Node, monkeypatch: pytest.MonkeyPatch, damaged: bool, evicted: bool
+) -> None:
+    """A scrub in the middle of a fetch finds the bytes damaged, and somebody evicts the sibling then."""
+    node.fetch()
+    if damaged:
+        rot(node.entry().folder / SHARD)
+    real = Siblings.require_room
+
+    def require_room(siblings: Siblings, *arguments: object) -> None:
+        real(siblings, *arguments)  # type: ignore[arg-type]
+        node.entry().withdraw()  # as a scrub does
+        assert not evicted or evict(node.entry())
+
+    monkeypatch.setattr(Siblings, "require_room", require_room)
+    if damaged:
+        with pytest.raises(CacheBusy, match=f"{SHARD}.*try again"):
+            node.fetch(node.other)
+        assert not node.entry(node.other).complete
+        assert not node.entry(node.other).config_only
+        monkeypatch.undo()
+        assert node.fetch(node.other).repaired == (SHARD,)
+    else:
+        assert node.fetch(node.other).linked
+    node.require_whole(node.entry(node.other), OTHER_FILES)
+
+
+def test_while_what_was_linked_is_hashed_no_marker_vouches_for_it(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.fetch()
-    real = Siblings.adopt
+    hashing: list[bool] = []
+    real_room, real_damages = Siblings.require_room, Rehash.damages
 
-    def adopt(siblings: Siblings, *arguments: object) -> Written | None:
-        found = real(siblings, *arguments)  # type: ignore[arg-type]
-        node.entry().withdraw()  # as a scrub does
-        return found
+    def require_room(siblings: Siblings, *arguments: object) -> None:
+        real_room(siblings, *arguments)  # type: ignore[arg-type]
+        assert evict(node.entry())
 
-    monkeypatch.setattr(Siblings, "adopt", adopt)
-    with pytest.raises(CacheBusy, match="try again"):
-        node.fetch(node.other)
-    assert not node.entry(node.other).complete
-    monkeypatch.undo()
+    def damages(rehash: Rehash, *arguments: object) -> list[Damage]:
+        other = node.entry(node.other)
+        hashing.append(other.complete or other.config_only)
+        return real_damages(rehash, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Siblings, "require_room", require_room)
+    monkeypatch.setattr(Rehash, "damages", damages)
     node.fetch(node.other)
-    node.require_whole(node.entry(node.other), OTHER_FILES)
+    assert hashing == [False]
+    assert node.entry(node.other).complete
 
 
 @pytest.mark.parametrize("verify_always", [True, False])

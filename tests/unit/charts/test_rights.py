@@ -80,7 +80,27 @@ def test_cluster_rights_for_namespace_deletion_create_nothing_and_read_no_secret
     assert not {right for right in held if right[2] == "secrets"}
     # It grants nothing in a watched namespace that the Role there does not.
     assert held <= rights(rendered.one("Role", "sovereign-operator-models", "models"))
-    assert rendered.one("ValidatingAdmissionPolicyBinding", "sovereign-operator-policies")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"rbac": {"namespaceDeletion": False}},
+        {"admission": {"enabled": False}, "rbac": {"namespaceDeletion": False}},
+        {"clusterMode": True},
+    ],
+    ids=str,
+)
+def test_whatever_the_operator_may_change_only_its_own_policies_are_changed(values: Manifest) -> None:
+    rendered = render(values=values)
+    held = set().union(*(rights(role) for _, role in roles_of_the_operator(rendered)))
+    assert ("delete", "networking.k8s.io", "networkpolicies") in held
+    spec = rendered.one("ValidatingAdmissionPolicy", "sovereign-operator-policies")["spec"]
+    assert spec["failurePolicy"] == "Fail"
+    assert '"sovereign.dev/owner" in oldObject.metadata.labels' in spec["validations"][0]["expression"]
+    binding = rendered.one("ValidatingAdmissionPolicyBinding", "sovereign-operator-policies")["spec"]
+    assert binding == {"policyName": "sovereign-operator-policies", "validationActions": ["Deny"]}
 
 
 def test_each_watched_namespace_has_a_role_and_no_other_has_one() -> None:

@@ -174,6 +174,31 @@ def test_the_registry_answers_and_never_calls() -> None:
     ]
 
 
+def test_with_admission_only_sealed_namespaces_of_a_cluster_may_pull() -> None:
+    def pulling(**values: object) -> tuple[list[Manifest], list[Manifest]]:
+        rendered = render(values={"clusterMode": True, **values})
+        [rule] = [
+            r for r in policy(rendered, "sovereign-registry")["ingress"] if r["ports"][0]["port"] == 5000
+        ]
+        namespaces = [peer["namespaceSelector"] for peer in rule["from"] if "namespaceSelector" in peer]
+        return namespaces, [peer for peer in rule["from"] if "namespaceSelector" not in peer]
+
+    sealed, everybody = {"matchLabels": {"sovereign.dev/sealed": "true"}}, dict[str, object]()
+    assert pulling()[0] == [sealed]
+    # Models are served in namespaces without the label there.
+    assert pulling(admission={"enabled": False})[0] == [everybody]
+    assert pulling(seal="Report")[0] == [everybody]
+    # Whoever is not a model has a rule of his own.
+    others = pulling(
+        nodeCache={"enabled": True, "namespaces": ["models"]}, registry={"nodeCidrs": ["10.0.0.0/24"]}
+    )[1]
+    assert others == [
+        {"podSelector": {"matchLabels": {"app.kubernetes.io/name": "sovereign-operator"}}},
+        {"podSelector": {"matchLabels": {"sovereign.dev/component": "fetch"}}},
+        {"ipBlock": {"cidr": "10.0.0.0/24"}},
+    ]
+
+
 @pytest.mark.parametrize("allowed", [False, True])
 def test_the_charts_policy_keeps_mirror_pods_inside_whatever_is_allowed(allowed: bool) -> None:
     """The way to the hub is the operator's to open, for one Job and while it runs."""

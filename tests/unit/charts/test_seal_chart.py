@@ -198,6 +198,27 @@ def test_cilium_names_the_api_server_and_the_open_port_goes() -> None:
         assert all(rule.get("to") for rule in policy(rendered, name).get("egress", []))
 
 
+def test_cilium_names_the_nodes_that_pull() -> None:
+    def found(registry: Manifest, apis: tuple[str, ...] = (CILIUM,)) -> list[Manifest]:
+        policies = render(values={"registry": registry}, apis=apis).of("CiliumNetworkPolicy")
+        return [m["spec"] for m in policies if "ingress" in m["spec"]]
+
+    nodes = {"nodeCidrs": ["10.0.0.0/24"]}
+    [spec] = found(nodes)
+    assert spec == {
+        "endpointSelector": {"matchLabels": {"app.kubernetes.io/name": "sovereign-registry"}},
+        "ingress": [
+            {
+                "fromEntities": ["host", "remote-node"],
+                "toPorts": [{"ports": [{"port": "5000", "protocol": "TCP"}]}],
+            }
+        ],
+    }
+    labels = pod(render(values={"registry": nodes}), "sovereign-registry")["metadata"]["labels"]
+    assert spec["endpointSelector"]["matchLabels"].items() <= labels.items()
+    assert found({}) == found(nodes, ()) == found({**OWN_REGISTRY, **nodes}) == []
+
+
 @pytest.mark.parametrize("apis", [(), (CILIUM, CLUSTER_POLICY)])
 def test_no_pod_of_the_chart_may_go_everywhere(apis: tuple[str, ...]) -> None:
     """A rule without ports and without peers is no rule; the API server's is held by its ports."""

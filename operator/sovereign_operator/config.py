@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from ipaddress import ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Final, Literal, Self
 from urllib.parse import urlsplit
@@ -30,6 +30,24 @@ class ConfigModel(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
 
 
+# The shortest prefix that still says where something is, by address family.
+WIDEST_PREFIX: Final = {4: 8, 6: 32}
+# IPv4 written as IPv6: network plugins may take it for the IPv4 addresses, whatever the prefix says.
+MAPPED: Final = IPv6Network("::ffff:0:0/96")
+
+
+def _network(cidr: str) -> IPv4Network | IPv6Network:
+    try:
+        return ip_network(cidr, strict=False)
+    except ValueError:
+        raise ValueError(f"Expected an address range such as 10.1.0.0/16, found {cidr}.") from None
+
+
+def _is_a_place(network: IPv4Network | IPv6Network) -> bool:
+    mapped = isinstance(network, IPv6Network) and network.overlaps(MAPPED)
+    return network.prefixlen >= WIDEST_PREFIX[network.version] and not mapped
+
+
 class RegistryConfig(ConfigModel):
     """The in-cluster registry: two listeners over one volume."""
 
@@ -46,6 +64,20 @@ class RegistryConfig(ConfigModel):
     push_secret: str = Field(
         default="sovereign-registry-push", description="Docker config JSON Secret in the system namespace."
     )
+
+    @field_validator("cidrs")
+    @classmethod
+    def _are_where_it_is(cls, cidrs: tuple[str, ...]) -> tuple[str, ...]:
+        """Sorted, and as the API server spells them. Raises ValueError where one is half the internet."""
+        networks = [_network(cidr) for cidr in cidrs]
+        for network in networks:
+            if not _is_a_place(network):
+                raise ValueError(
+                    f"Expected the addresses of the registry, at most a /{WIDEST_PREFIX[4]} of IPv4 or a "
+                    f"/{WIDEST_PREFIX[6]} of IPv6, found {network}, where every model pod could go: write "
+                    "the registry's own."
+                )
+        return tuple(sorted({str(network) for network in networks}))
 
 
 class ExternalSources(ConfigModel):
@@ -71,7 +103,7 @@ class ExternalSources(ConfigModel):
     @classmethod
     def _are_networks(cls, cidrs: tuple[str, ...]) -> tuple[str, ...]:
         """Sorted, and as the API server spells them. Raises ValueError where one is no address range."""
-        return tuple(sorted({str(ip_network(cidr, strict=False)) for cidr in cidrs}))
+        return tuple(sorted({str(_network(cidr)) for cidr in cidrs}))
 
     @property
     def ports(self) -> tuple[int, ...]:

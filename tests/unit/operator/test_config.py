@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,37 @@ def test_the_file_is_found_through_the_environment(tmp_path: Path) -> None:
 def test_the_ports_of_a_hub(endpoint: str, extra: list[int], ports: tuple[int, ...]) -> None:
     sources = a_config(externalSources={"endpoint": endpoint, "extraPorts": extra}).external_sources
     assert sources.ports == ports
+
+
+OWN = {"host": "registry.site:443", "writer": "registry.site:443"}
+
+
+def test_the_addresses_of_a_registry_are_written_as_the_api_server_writes_them() -> None:
+    given = ["2001:DB8::1/64", "10.1.2.3/8", "10.0.0.0/8", "192.0.2.7/32"]
+    cidrs = a_config(registry=OWN | {"cidrs": given}).registry.cidrs
+    assert cidrs == ("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/64")
+
+
+@pytest.mark.parametrize(
+    ("cidr", "words"),
+    [
+        ("0.0.0.0/0", "at most a /8 of IPv4 or a /32 of IPv6, found 0.0.0.0/0"),
+        ("1.2.3.4/0", "found 0.0.0.0/0"),
+        ("0.0.0.0/00", "found 0.0.0.0/0"),
+        ("128.0.0.0/1", "found 128.0.0.0/1"),
+        ("10.0.0.0/7", "found 10.0.0.0/7"),
+        ("10.0.0.0/254.0.0.0", "found 10.0.0.0/7"),
+        ("::/0", "found ::/0"),
+        ("2001:db8::/31", "found 2001:db8::/31"),
+        ("::ffff:0.0.0.0/96", "found ::ffff:"),
+        ("::/64", "found ::/64"),
+        ("999.1.1.1/99", "such as 10.1.0.0/16, found 999.1.1.1/99"),
+        ("registry.site", "such as 10.1.0.0/16, found registry.site"),
+    ],
+)
+def test_a_registry_that_could_be_anywhere_is_an_error_at_start(cidr: str, words: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(words)):
+        a_config(registry=OWN | {"cidrs": ["10.0.0.0/8", cidr]})
 
 
 def test_the_targets_of_a_probe_are_read() -> None:

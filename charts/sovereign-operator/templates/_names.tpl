@@ -4,7 +4,7 @@ release: there is one operator per cluster, and the operator's configuration, do
 
 {{- define "sovereign.labels" -}}
 app.kubernetes.io/part-of: sovereign
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
@@ -62,11 +62,14 @@ sovereign-cache
 {{- ternary .Values.nodeCache.namespaces .Values.watchNamespaces .Values.clusterMode | uniq | sortAlpha | toJson -}}
 {{- end }}
 
-{{- /* A quantity (1.5Ti) as a number of bytes. */ -}}
+{{- /* A quantity (1.5Ti, 500M, 1e12) as a number of bytes. */ -}}
 {{- define "sovereign.bytes" -}}
-{{- $units := dict "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
+      "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 "Ei" 1152921504606846976 -}}
 {{- $unit := regexFind "[A-Za-z]+$" . -}}
-{{- mulf (trimSuffix $unit . | float64) (get $units $unit) | int64 -}}
+{{- $bytes := mulf (trimSuffix $unit . | float64) (get $units $unit) -}}
+{{- if ge $bytes 9e18 }}{{ fail (printf "expected a size below 9E, found %s" .) }}{{ end -}}
+{{- $bytes | int64 -}}
 {{- end }}
 
 {{- /* Restricted pod security; uid 1000 is what all our images run as. */ -}}

@@ -210,6 +210,17 @@ def test_the_charts_pass_lint() -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("release", ["123", "true"])
+def test_every_label_is_text_whatever_the_release_is_called(release: str) -> None:
+    chart = str(CHARTS / "sovereign-operator")
+    done = helm("template", release, chart, "--namespace", NAMESPACE, "--values", str(DIGEST_VALUES))
+    assert done.returncode == 0, done.stderr
+    for manifest in filter(None, yaml.safe_load_all(done.stdout)):
+        labels = manifest["metadata"].get("labels", {})
+        assert labels.get("app.kubernetes.io/instance", release) == release, manifest["metadata"]["name"]
+        assert all(isinstance(value, str) for value in labels.values()), manifest["metadata"]["name"]
+
+
 REFUSED: dict[str, tuple[Manifest, str]] = {
     "a tag instead of a digest": ({"images": {"operator": "registry.example/operator:v1"}}, "operator"),
     "a misspelt key": ({"watchNamespace": ["models"]}, "watchNamespace"),

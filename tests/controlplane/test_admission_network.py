@@ -153,7 +153,7 @@ def a_ray_cluster(
     head_group: Manifest | None = None,
     worker_group: Manifest | None = None,
 ) -> Manifest:
-    """`head` and `worker` are labels of the templates; those of the groups are merged over them by KubeRay."""
+    """`head` and `worker` are labels of templates; KubeRay merges those of the groups over them."""
     spec = {
         "headGroupSpec": {"rayStartParams": {}, "labels": head_group or {}, "template": a_template(head)},
         "workerGroupSpecs": [

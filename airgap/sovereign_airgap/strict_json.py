@@ -42,9 +42,11 @@ def load_object(content: bytes) -> dict[str, Json]:
 def _unique(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise NotStrict(f"the key {twice[:100]!r} occurs twice in one object")
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise NotStrict(f"the key {name[:100]!r} occurs twice in one object")
+            seen.add(name)
     return found
 
 

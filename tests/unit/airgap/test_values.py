@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import string
+import time
 
 import pytest
 from hypothesis import given
@@ -137,6 +138,15 @@ def test_an_ordinary_name_passes(path: str) -> None:
 def test_json_with_two_readings_is_refused(text: str) -> None:
     with pytest.raises(strict_json.NotStrict):
         strict_json.loads(text.encode())
+
+
+def test_a_key_that_stands_twice_is_found_at_once_among_thousands() -> None:
+    names = [f"k{at}" for at in range(50_000)]
+    text = "{" + ",".join(f'"{name}":0' for name in (*names, names[-1])) + "}"
+    begun = time.process_time()
+    with pytest.raises(strict_json.NotStrict, match="the key 'k49999' occurs twice in one object"):
+        strict_json.loads(text.encode())
+    assert time.process_time() - begun < 5, "not once more for each key"
 
 
 def lists_and_objects(inner: st.SearchStrategy[object]) -> st.SearchStrategy[object]:

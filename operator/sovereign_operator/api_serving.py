@@ -136,7 +136,8 @@ class Parallelism(ApiModel):
         le=256,
         description=(
             "Data parallelism inside one replica: ranks that hold the attention layers each and share the "
-            "experts. Unit: ranks. Default: 1. Example: 8"
+            "experts. Only for mixture-of-experts models; a dense one takes replicas. Unit: ranks. "
+            "Default: 1. Example: 8"
         ),
     )
     expert: bool = Field(
@@ -158,8 +159,9 @@ class Parallelism(ApiModel):
     all_to_all: AllToAll | None = Field(
         default=None,
         description=(
-            "Kernel that exchanges tokens between experts; needs expert. Default: the engine's choice. "
-            "Example: allgather_reducescatter"
+            "Kernel that exchanges tokens between experts; needs expert. Our serving image runs "
+            "allgather_reducescatter only: the others need an image of your own that carries their library. "
+            "Default: the engine's choice. Example: allgather_reducescatter"
         ),
     )
 
@@ -262,8 +264,10 @@ class ServingSpec(ApiModel):
         max_length=64,
         description=(
             "Further vLLM engine arguments by their Python names; each value is a string that holds a YAML "
-            "scalar. What the operator sets itself, and what could reach outside, is refused. Default: "
-            "none. Example: {gpu_memory_utilization: '0.92', enforce_eager: 'true'}"
+            "scalar. What the operator sets itself, and what could reach outside, is refused. On Blackwell "
+            "set attention_backend to FLASH_ATTN, or TRITON_MLA for latent attention: the engine would "
+            "choose one that is compiled at the start, and our image has no compiler for it. Default: none. "
+            "Example: {gpu_memory_utilization: '0.92', enforce_eager: 'true'}"
         ),
     )
     adapters: list[Adapter] = Field(

@@ -66,6 +66,11 @@ def impossible(wanted: Parallelism, facts: ModelFacts | None) -> Unplaceable | N
         return _refuse(
             f"pipeline must not exceed the model's {facts.layers} layers, found {wanted.pipeline}; lower it."
         )
+    if wanted.data > 1 and facts.layers and not facts.experts:
+        return _refuse(
+            "data parallelism inside a replica needs a mixture of experts, and this model is dense; remove "
+            f"data {wanted.data} and set replicas instead, which share the requests in the same way."
+        )
     if wanted.expert and not facts.experts:
         return _refuse(
             "expert parallelism needs a mixture of experts, and this model is dense; remove expert."

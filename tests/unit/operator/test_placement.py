@@ -196,7 +196,16 @@ def test_smaller_nodes_are_no_candidates() -> None:
         ({"tensor": 3}, the_facts(), "32 attention heads, found 3; take 1, 2, 4, 8, 16, 32."),
         ({"tensor": 4}, the_facts(heads=12, kv_heads=6), "6 key-value heads must divide the other, found 4"),
         ({"pipeline": 40}, the_facts(), "32 layers, found 40"),
-        ({"tensor": 4, "expert": True}, the_facts("mistral-medium-3.5"), "this model is dense"),
+        (
+            {"tensor": 4, "expert": True},
+            the_facts("mistral-medium-3.5"),
+            "this model is dense; remove expert",
+        ),
+        (
+            {"tensor": 4, "data": 2},
+            the_facts("mistral-medium-3.5"),
+            "this model is dense; remove data 2 and set replicas instead",
+        ),
         ({"data": 16, "expert": True}, the_facts(), "8 experts do not spread over tensor x data = 16"),
         (
             {"tensor": 8, "expert": True, "redundantExperts": 3},
@@ -217,6 +226,8 @@ def test_an_impossible_parallelism_is_refused_before_a_pod_exists(
 
 def test_nobody_refuses_a_parallelism_of_which_nothing_is_known() -> None:
     assert placed([a_node()], None, serving={"parallelism": {"tensor": 3}}).tensor == 3
+    nothing = the_facts(layers=0, experts=0)
+    assert placed([a_node()], nothing, serving={"parallelism": {"data": 2}}).data == 2
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,7 @@ def _ray_container(model: SovereignModel, name: str, weights: Weights) -> Manife
         "name": name,
         "image": model.spec.serving.image,
         "imagePullPolicy": "IfNotPresent",
-        "env": serving_environment(cpu=model.spec.serving.device is Device.CPU),
+        "env": serving_environment(cpu=model.spec.serving.device is Device.CPU, head=name == "ray-head"),
         "securityContext": restricted(),
         "volumeMounts": [
             weights.mount,

@@ -65,6 +65,9 @@ CUDA_PROFILE: Final = {
     "VLLM_USE_DEEP_GEMM": "0",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }
+# Where the NVIDIA runtime is a node's default, an image that says `all`, as CUDA's own do, shows every
+# accelerator of the node to a pod that asked for none.
+NO_ACCELERATORS: Final = {"NVIDIA_VISIBLE_DEVICES": "void"}
 
 
 def pod_security() -> Manifest:
@@ -111,9 +114,12 @@ def root_restricted() -> Manifest:
     return restricted() | {"runAsNonRoot": False, "runAsUser": 0, "runAsGroup": 0}
 
 
-def serving_environment(cpu: bool) -> list[Manifest]:
-    """The environment of the Ray containers. POD_IP comes first: `$(POD_IP)` sees earlier entries only."""
-    profile = CPU_PROFILE if cpu else CUDA_PROFILE
+def serving_environment(cpu: bool, *, head: bool) -> list[Manifest]:
+    """The environment of the Ray containers. POD_IP comes first: `$(POD_IP)` sees earlier entries only.
+
+    A worker's says nothing of visible devices: it would win over what the device plugin says.
+    """
+    profile = CPU_PROFILE if cpu else CUDA_PROFILE | (NO_ACCELERATORS if head else {})
     values = OFFLINE | WRITABLE | profile | {"USER": "sovereign", "VLLM_HOST_IP": "$(POD_IP)"}
     address = {"name": "POD_IP", "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "status.podIP"}}}
     return [address, *({"name": name, "value": value} for name, value in sorted(values.items()))]

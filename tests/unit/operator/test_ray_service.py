@@ -12,6 +12,7 @@ from sovereign_operator.api import (
     ANNOTATION_RENDERED,
     LABEL_COMPONENT,
     LABEL_MODEL,
+    AllToAll,
     Device,
     SovereignModel,
 )
@@ -170,6 +171,24 @@ def test_the_dashboard_needs_a_token_and_no_replica_lands_on_the_head(name: str)
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     limits = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert set(limits) == {"memory"}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_needs_no_kernel_that_the_serving_image_does_not_carry(name: str) -> None:
+    parallelism = an_example(name).spec.serving.parallelism
+    assert parallelism is None or parallelism.all_to_all in (None, AllToAll.ALLGATHER_REDUCESCATTER)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_head_sees_no_accelerator_and_a_worker_those_of_its_device_plugin(name: str) -> None:
+    model = an_example(name)
+    head, workers = (
+        environment_of(group["template"]["spec"]["containers"][0])
+        for group in groups_of(rendered(model, name))
+    )
+    assert "NVIDIA_VISIBLE_DEVICES" not in workers
+    expected = "void" if model.spec.serving.device is Device.CUDA else None
+    assert head.get("NVIDIA_VISIBLE_DEVICES") == expected
 
 
 def test_weights_are_pulled_by_digest_and_the_head_takes_the_small_files_only() -> None:

@@ -23,6 +23,8 @@ DEBIAN_PACKAGES = ("python3", "libnuma1", "libgomp1", "ca-certificates")
 PROBE_TOOLS = ("bash", "grep", "wget")
 # Triton compiles its launchers in the pods that have GPUs.
 COMPILER = ("gcc", "libc6-dev", "python3-dev")
+# NCCL looks for them at run time and goes through TCP without a word where they are missing.
+RDMA = ("libibverbs1", "ibverbs-providers")
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,19 @@ class Image:
 _IMAGES = (
     Image("rootfs", "rootfs", debian=DEBIAN_PACKAGES),
     Image("rootfs-serving", "rootfs", debian=(*DEBIAN_PACKAGES, *PROBE_TOOLS)),
-    Image("rootfs-compiler", "rootfs", debian=(*DEBIAN_PACKAGES, *PROBE_TOOLS, *COMPILER)),
+    Image("rootfs-compiler", "rootfs", debian=(*DEBIAN_PACKAGES, *PROBE_TOOLS, *COMPILER, *RDMA)),
     Image("base", "base", parent="rootfs"),
     Image("base-serving", "base", parent="rootfs-serving"),
     Image("base-compiler", "base", parent="rootfs-compiler"),
     Image("operator-deps", "deps", parent="base", lock="operator"),
     Image("airgap-deps", "deps", parent="base", lock="airgap"),
-    Image("serving-deps", "deps", parent="base-compiler", lock="serving", tools=(*PROBE_TOOLS, *COMPILER)),
+    Image(
+        "serving-deps",
+        "deps",
+        parent="base-compiler",
+        lock="serving",
+        tools=(*PROBE_TOOLS, *COMPILER, *RDMA),
+    ),
     Image(
         "serving-cpu-deps", "deps", parent="base-serving", lock="serving-cpu", tools=PROBE_TOOLS, diet=True
     ),

@@ -115,6 +115,15 @@ def test_containerfiles_name_no_machine_and_end_as_an_ordinary_user(path: Path) 
         assert re.search(r"@sha256:[0-9a-f]{64}$", image)
 
 
+def test_the_serving_image_names_its_tools_and_leaves_gpus_to_the_device_plugin() -> None:
+    text = (ROOT / "images/serving/Containerfile").read_text()
+    tools = CATALOGUE["serving-deps"].tools
+    assert {"libibverbs1", "ibverbs-providers"} <= set(tools)  # NCCL's way to RDMA
+    assert set(tools) <= set(CATALOGUE["rootfs-compiler"].debian)
+    assert f'TOOLS="{" ".join(tools)}"' in text
+    assert not re.search(r"^(ENV|ARG)?\s*NVIDIA_VISIBLE_DEVICES=", text, re.MULTILINE)
+
+
 DEB822 = """\
 Types: deb deb-src
 # a comment

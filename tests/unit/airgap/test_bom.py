@@ -245,6 +245,7 @@ CARDS: dict[bytes, Card] = {
     b"---\nlicense: {a: b}\npipeline_tag: [x]\n---\n": Card(),
     b'---\nlicense: "a\\nb"\n---\n': Card(),
     b"---\na: &x [*x]\n---\n": Card(),
+    b"---\nlicense: !!bool x\n---\n": Card(),
     b"": Card(),
 }
 
@@ -254,6 +255,13 @@ def test_a_card_says_what_it_says(readme: bytes) -> None:
     assert Card.parse(readme) == CARDS[readme]
 
 
-@given(st.binary(max_size=300))
+FRAGMENTS = [
+    b"!!bool ", b"!!int ", b"!!float ", b"!!null ", b"!!timestamp ", b"!!binary ", b"!!omap ", b"!!merge ",
+    b"!!value ", b"!x ", b"! ", b"a", b": ", b"?", b"- ", b"\n", b" ", b"'", b'"', b"{", b"}", b"[", b"]",
+    b"&a ", b"*a", b"<<", b"0x", b"1e9", b"=", b"~", b"|", b">", b"%", b"@", b"---\n", b"\\x", b"#",
+]  # fmt: skip
+
+
+@given(st.binary(max_size=300) | st.lists(st.sampled_from(FRAGMENTS), max_size=20).map(b"".join))
 def test_no_readme_fails(content: bytes) -> None:
     Card.parse(b"---\n" + content + b"\n---\n")

@@ -8,10 +8,14 @@ is found out by looking at the world, in `reconcile.py`.
 
 The first event comes after every kind was listed once; only then may the queue run, because a reconcile
 that sees half of the children would draw the wrong conclusions.
+
+Where a watch cannot go on (410 Gone) kopf lists anew and keeps in its indices what went meanwhile. So a
+second listing is told to `supervision.py`, which begins with empty ones.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 from typing import Any
 
@@ -65,15 +69,30 @@ def settings_for(settings: kopf.OperatorSettings) -> None:
         settings.watching.label_selectors[group, version, plural] = label
 
 
-def registry(queue: WorkQueue[Key], indices: Indices, nodes: NodeWatch) -> kopf.OperatorRegistry:
+class Listings:
+    """Tells a first listing from a later one: `relisted` is set where an object is listed that was known."""
+
+    def __init__(self) -> None:
+        self.relisted = asyncio.Event()
+
+    def saw(self, event: str | None, memo: kopf.Memo) -> None:
+        """`event`: None where the object came with a listing. `memo`: kopf's, of one object in one run."""
+        if event is None and memo.get("known"):
+            self.relisted.set()
+        memo["known"] = True
+
+
+def registry(
+    queue: WorkQueue[Key], indices: Indices, nodes: NodeWatch, listings: Listings
+) -> kopf.OperatorRegistry:
     """All handlers, bound to this queue and these indices."""
     handlers = kopf.OperatorRegistry()
     _activities(handlers, indices)
-    _models(handlers, queue)
-    _nodes(handlers, queue, nodes)
-    _policies(handlers, queue, indices)
+    _models(handlers, queue, listings)
+    _nodes(handlers, queue, nodes, listings)
+    _policies(handlers, queue, indices, listings)
     for resource, index in CHILDREN.items():
-        _child(handlers, queue, resource, index)
+        _child(handlers, queue, resource, index, listings)
     return handlers
 
 
@@ -94,48 +113,60 @@ def _activities(handlers: kopf.OperatorRegistry, indices: Indices) -> None:
         return "watching"
 
 
-def _models(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key]) -> None:
+def _models(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], listings: Listings) -> None:
     @kopf.index(*MODELS, id="models", registry=handlers)
     async def index_model(body: kopf.Body, **_: Any) -> dict[Key, Manifest]:
         return {key_of(body): plain(body)}
 
     @kopf.on.event(*MODELS, registry=handlers)
-    async def on_model(body: kopf.Body, **_: Any) -> None:
+    async def on_model(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:  # noqa: A002
+        listings.saw(type, memo)
         queue.open()
         queue.add(key_of(body))
 
 
-def _nodes(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], nodes: NodeWatch) -> None:
+def _nodes(
+    handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], nodes: NodeWatch, listings: Listings
+) -> None:
     @kopf.index(*NODES, id="nodes", registry=handlers)
     async def index_node(body: kopf.Body, name: str, **_: Any) -> dict[str, Manifest]:
         return {name: plain(body)}
 
     @kopf.on.event(*NODES, registry=handlers)
-    async def on_node(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 (kopf's name)
+    async def on_node(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:  # noqa: A002
+        listings.saw(type, memo)
         queue.open()
         nodes.event(type, body)
 
 
-def _policies(handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], indices: Indices) -> None:
+def _policies(
+    handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], indices: Indices, listings: Listings
+) -> None:
     @kopf.index(*POLICIES, id="policies", registry=handlers)
     async def index_policy(body: kopf.Body, **_: Any) -> dict[Key, Manifest]:
         return {policy_key(body): plain(body)}
 
     @kopf.on.event(*POLICIES, id="on_policies", registry=handlers)
-    async def on_policy(body: kopf.Body, **_: Any) -> None:
+    async def on_policy(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:  # noqa: A002
+        listings.saw(type, memo)
         queue.open()
         for key in indices.concerned(body):
             queue.add(key)
 
 
 def _child(
-    handlers: kopf.OperatorRegistry, queue: WorkQueue[Key], resource: tuple[str, str, str], index: str
+    handlers: kopf.OperatorRegistry,
+    queue: WorkQueue[Key],
+    resource: tuple[str, str, str],
+    index: str,
+    listings: Listings,
 ) -> None:
     @kopf.index(*resource, id=index, registry=handlers)
     async def index_child(body: kopf.Body, **_: Any) -> dict[Key, Manifest]:
         return {owner_of(body): plain(body)}
 
     @kopf.on.event(*resource, id=f"on_{index}", registry=handlers)
-    async def on_child(body: kopf.Body, **_: Any) -> None:
+    async def on_child(type: str | None, body: kopf.Body, memo: kopf.Memo, **_: Any) -> None:  # noqa: A002
+        listings.saw(type, memo)
         queue.open()
         queue.add(owner_of(body))

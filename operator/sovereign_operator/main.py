@@ -93,7 +93,9 @@ async def operate(
     queue: WorkQueue[Key] = WorkQueue(
         reconciler, known=indices.keys, resync_seconds=float(config.resync_seconds)
     )
-    registry = handlers.registry(queue, indices, NodeWatch(config.product_label, queue.add_all))
+    listings = handlers.Listings()
+    nodes = NodeWatch(config.product_label, queue.add_all)
+    registry = handlers.registry(queue, indices, nodes, listings)
 
     def share(key: Key) -> None:
         for each in indices.sharing(key):
@@ -104,7 +106,7 @@ async def operate(
     indices.fetch_jobs, indices.fetch_pods = system.fetch_jobs, system.fetch_pods
     await queue.hold()  # the first event of kopf opens it: then everything was listed
     async with queue.working(), system.running(), metrics.served(gauges, indices.all_models):
-        await supervise(config, queue, registry, cluster.served, liveness)
+        await supervise(config, queue, registry, cluster.served, listings.relisted, liveness)
 
 
 def read_config(path: Path) -> OperatorConfig:

@@ -2,7 +2,8 @@
 """Keeps kopf's watches up inside one process, while the work queue holds still.
 
 kopf resolves what to watch once, at its start, and ends when a watch fails for good. When KubeRay appears or
-goes, or a watch dies, the watches are rebuilt; the queue, its backoffs and what is settled outlive them.
+goes, a watch dies or had to list anew, the watches are rebuilt, with empty indices; the queue, its backoffs
+and what is settled outlive them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 15.0
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+# An API server that restarts breaks all watches, not all at one moment.
+GATHER_SECONDS: Final = 2.0
 
 # The plural names that are served in a group version.
 Served = Callable[[str], Awaitable[frozenset[str]]]
@@ -36,11 +40,12 @@ async def supervise(
     queue: WorkQueue[Key],
     registry: kopf.OperatorRegistry,
     served: Served,
+    outdated: asyncio.Event,
     liveness: str | None,
 ) -> None:
-    """Runs kopf again and again. Returns when it was ended by a signal."""
+    """Runs kopf again and again, anew where `outdated` is set. Returns when it was ended by a signal."""
     failures = 0
-    stop = asyncio.Event()
+    stop, ended = asyncio.Event(), asyncio.Event()
 
     @kopf.on.cleanup(registry=registry)
     async def let_go(**_: object) -> None:
@@ -49,8 +54,13 @@ async def supervise(
 
     while True:
         await queue.hold()  # the first event opens it again
+        if ended.is_set():
+            break
         stop.clear()
-        watcher = asyncio.create_task(_stop_when_changed(served, stop), name="kuberay-kinds")
+        outdated.clear()
+        # Before kopf starts: when it ends it cancels every task that is younger.
+        kinds = asyncio.create_task(_notice_kinds(served, outdated), name="kuberay-kinds")
+        watcher = asyncio.create_task(_stop_when_outdated(outdated, ended, stop), name="outdated")
         started = asyncio.get_running_loop().time()
         try:
             await _watch(config, registry, stop, liveness)
@@ -63,11 +73,12 @@ async def supervise(
             await asyncio.sleep(wait)
             continue
         finally:
-            rebuild = watcher.done() and watcher.exception() is None
+            rebuild = watcher.done() and not ended.is_set()
             watcher.cancel()
+            kinds.cancel()
         if not rebuild:
             break
-        logger.info("KubeRay's kinds came or went: the watches are rebuilt")
+        logger.info("KubeRay's kinds came or went, or a watch listed anew: the watches are rebuilt")
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(GRACE_SECONDS):
             await queue.hold()
@@ -87,8 +98,25 @@ async def _watch(
     )
 
 
-async def _stop_when_changed(served: Served, stop: asyncio.Event) -> None:
+async def _notice_kinds(served: Served, outdated: asyncio.Event) -> None:
     await kinds_changed(served, LOOK_SECONDS)
+    outdated.set()
+
+
+async def _stop_when_outdated(outdated: asyncio.Event, ended: asyncio.Event, stop: asyncio.Event) -> None:
+    """From the first sign on a signal is ours: the run that ends would keep it to itself."""
+    await outdated.wait()
+
+    def end() -> None:
+        ended.set()
+        outdated.set()  # where the next run has begun and not yet taken the signals
+
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, end)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(GATHER_SECONDS):
+            await ended.wait()
     stop.set()
 
 
@@ -115,5 +143,5 @@ async def kinds_changed(served: Served, seconds: float) -> None:
 def _default_signals() -> None:
     """kopf leaves its signal handlers behind, bound to a run that is over."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         loop.remove_signal_handler(number)

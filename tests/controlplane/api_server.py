@@ -27,6 +27,7 @@ PLURALS = {
     "Event": "api/v1:events",
     "Node": "api/v1:nodes",
     "Namespace": "api/v1:namespaces",
+    "ResourceQuota": "api/v1:resourcequotas",
     "ServiceAccount": "api/v1:serviceaccounts",
     "Role": "apis/rbac.authorization.k8s.io/v1:roles",
     "RoleBinding": "apis/rbac.authorization.k8s.io/v1:rolebindings",

@@ -7,6 +7,7 @@ the real API server. There is no kubelet and no KubeRay: the tests play both.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import yaml
 
 from dev.binaries import binary
@@ -218,7 +220,8 @@ class Site:
         while not self._over.wait(8):
             with self._beating:
                 for node in self.nodes:
-                    api.patch("Node", None, node, self._heartbeat(), "status")
+                    with contextlib.suppress(httpx2.TransportError):  # a test may restart the API server
+                        api.patch("Node", None, node, self._heartbeat(), "status")
         api.close()
 
     @property

@@ -55,8 +55,8 @@ def contains(live: Any, rendered: Any) -> bool:
 
 
 def surplus(live: Mapping[str, Any], rendered: Mapping[str, Any]) -> Manifest:
-    """The merge patch (RFC 7396) that leaves nothing in the live map but what was rendered; empty where nothing
-    was added. What is missing there is put in by an apply."""
+    """The merge patch (RFC 7396) that leaves nothing in the live map but what was rendered; empty where
+    nothing was added. What is missing there is put in by an apply."""
     patch: Manifest = {}
     for key, value in live.items():
         wanted = rendered.get(key)

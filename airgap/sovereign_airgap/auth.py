@@ -12,16 +12,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import httpx2
+from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from sovereign_airgap import strict_json
+from sovereign_airgap.control import Control
 from sovereign_airgap.errors import CredentialsUnreadable, RegistryForbidden, UnsafeRedirect
 from sovereign_airgap.strict_json import Json
 from sovereign_airgap.wire import Origin
 
 _PARAMETER = re.compile(r'([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
 _MAX_TOKEN_BYTES = 256 * 1024
+_LONGEST_TOKEN_SECONDS = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +124,8 @@ class Challenge:
 class Authority:
     """Answers a registry's challenges; tokens are kept per scope until shortly before they end."""
 
-    def __init__(self, client: httpx2.Client, registry: Origin, credentials: Credentials | None) -> None:
-        self._client = client
+    def __init__(self, control: Control, registry: Origin, credentials: Credentials | None) -> None:
+        self._control = control
         self._registry = registry
         self._credentials = credentials
         self._lock = threading.Lock()
@@ -171,17 +172,18 @@ class Authority:
         if login is not None and login.identity_token:
             form = {**query, "grant_type": "refresh_token", "refresh_token": login.identity_token}
             form["client_id"] = "sovereign-airgap"
-            response = self._client.post(realm, data=form)
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            reply = self._control.ask("POST", realm, headers, urlencode(form).encode(), _MAX_TOKEN_BYTES)
         else:
             headers = {"Authorization": login.basic} if login is not None else {}
-            response = self._client.get(realm, params=query, headers=headers)
-        if response.status_code != 200 or len(response.content) > _MAX_TOKEN_BYTES:
+            reply = self._control.ask("GET", _with(realm, query), headers, limit=_MAX_TOKEN_BYTES)
+        if reply.status != 200:
             raise RegistryForbidden(
-                f"Expected a token for {scope} from {origin}, found status {response.status_code}; check "
+                f"Expected a token for {scope} from {origin}, found status {reply.status}; check "
                 "the login in the docker config and its rights."
             )
         try:
-            document = strict_json.load_object(response.content)
+            document = strict_json.load_object(reply.body)
         except strict_json.NotStrict as error:
             raise RegistryForbidden(
                 f"Expected a token as JSON from {origin}, found: {str(error)[:100]}."
@@ -190,4 +192,12 @@ class Authority:
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise RegistryForbidden(f"Expected a token from {origin}, found none.")
         seconds = document.get("expires_in")
-        return token, float(seconds) if isinstance(seconds, int) and not isinstance(seconds, bool) else 60.0
+        if not isinstance(seconds, int) or isinstance(seconds, bool):
+            return token, 60.0
+        return token, float(min(seconds, _LONGEST_TOKEN_SECONDS))
+
+
+def _with(address: str, query: Mapping[str, str]) -> str:
+    parts = urlsplit(address)
+    before = f"{parts.query}&" if parts.query else ""
+    return urlunsplit(parts._replace(query=before + urlencode(query)))

@@ -1,26 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """A registry's control side: manifests, tags, the existence of blobs, the referrers' fallback tag.
 
-Small requests on httpx2, each tried again with bounded pauses; the bytes of blobs go over wire.py (see
-uploads.py and blobs.py). Nothing here follows a redirect with credentials.
+Small requests (see control.py), each tried again with bounded pauses; the bytes of blobs go over wire.py
+(see uploads.py and blobs.py). Nothing here follows a redirect with credentials.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
 from urllib.parse import urljoin
 
-import httpx2
-
 from sovereign_airgap import strict_json
 from sovereign_airgap.auth import Authority, Credentials
+from sovereign_airgap.control import ANSWER_BYTES, PASSING, Control
+from sovereign_airgap.control import Reply as Reply
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import (
     ArtifactNotFound,
@@ -29,7 +27,6 @@ from sovereign_airgap.errors import (
     RegistryBlobCorrupt,
     RegistryForbidden,
     RegistryUnavailable,
-    SizeMismatch,
     Stalled,
     UnsafeRedirect,
 )
@@ -44,33 +41,15 @@ from sovereign_airgap.manifest import (
 from sovereign_airgap.oci import DOCUMENT_TYPES
 from sovereign_airgap.pace import Pace
 from sovereign_airgap.strict_json import Json
-from sovereign_airgap.wire import (
-    USER_AGENT,
-    LineBroken,
-    Origin,
-    Wire,
-    certificate_error_in,
-    certificate_unknown,
-    retry_after_of,
-)
+from sovereign_airgap.wire import LineBroken, Origin, Wire, retry_after_of
 
 _log = logging.getLogger(__name__)
 # Docker's types, too: an image may be of them, and distribution answers 400 to whoever does not take them.
 _ACCEPT = ", ".join(sorted(DOCUMENT_TYPES))
-_PASSING = frozenset([408, 425, 429, 500, 502, 503, 504])
 _GONE_BAD = (
     "the registry's own copy is damaged and pushing again does not replace it; remove the blob from the "
     "registry's storage (registry verify --repair), then mirror again"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A control response, its body read whole and bounded."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
 
 
 class Registry:
@@ -85,15 +64,8 @@ class Registry:
         self.wire = wire
         self.pace = pace
         self.scope = f"repository:{repository}:{'pull,push' if push else 'pull'}"
-        patience = pace.patience
-        self._client = httpx2.Client(
-            verify=wire.tls,
-            trust_env=False,
-            follow_redirects=False,
-            headers={"User-Agent": USER_AGENT},
-            timeout=httpx2.Timeout(patience.stall, connect=patience.connect),
-        )
-        self.authority = Authority(self._client, self.origin, credentials)
+        self._control = Control(wire)
+        self.authority = Authority(self._control, self.origin, credentials)
         self._anonymous = False
 
     def __enter__(self) -> Self:
@@ -102,7 +74,7 @@ class Registry:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.close()
+        self._control.close()
 
     def url(self, rest: str) -> str:
         return f"{self.base}/v2/{self.repository}/{rest}"
@@ -234,7 +206,7 @@ class Registry:
         url: str,
         headers: Mapping[str, str] | None = None,
         content: bytes = b"",
-        limit: int = 64 * 1024,
+        limit: int = ANSWER_BYTES,
     ) -> Reply:
         """One control request: challenges answered, passing errors tried again, anything final returned."""
         failures = 0
@@ -251,23 +223,19 @@ class Registry:
                     continue
                 if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                     raise self.forbidden(method, reply.status)
-                if reply.status not in _PASSING:
+                if reply.status not in PASSING:
                     return reply
                 found = f"status {reply.status}"
                 after = retry_after_of(reply.headers.get("retry-after"))
-            except httpx2.TransportError as error:
-                unknown = certificate_error_in(error)
-                if unknown is not None:
-                    raise certificate_unknown(self.origin, unknown, self.wire.ca_option) from error
-                found = f"{type(error).__name__}: {str(error)[:200]}"
-                stalled = isinstance(error, httpx2.ReadTimeout | httpx2.WriteTimeout)
+            except LineBroken as error:
+                found, stalled = str(error), error.stalled
             failures += 1
             self.wait_or_give_up(failures, found, after, stalled)
 
     def ask_once(self, method: str, url: str) -> None:
         """One request whose failure does not matter; it is also sent while the run is being stopped."""
-        with contextlib.suppress(httpx2.TransportError):
-            self._once(method, url, {}, b"", 64 * 1024, seconds=5.0)
+        with contextlib.suppress(LineBroken):
+            self._once(method, url, {}, b"", ANSWER_BYTES, seconds=5.0)
 
     def wait_or_give_up(
         self, failures: int, found: str, after: float | None = None, stalled: bool = False
@@ -335,23 +303,7 @@ class Registry:
         authorization = self.authority.header(self.scope)
         if authorization is not None:
             sent["Authorization"] = authorization
-        seconds = seconds or self.pace.patience.stall
-        ends = time.monotonic() + seconds + len(content) / 100_000
-        timeout = httpx2.Timeout(seconds, connect=min(seconds, self.pace.patience.connect))
-        with self._client.stream(
-            method, url, headers=sent, content=content or None, timeout=timeout
-        ) as response:
-            body = bytearray()
-            for piece in response.iter_raw():
-                body += piece
-                if len(body) > limit:
-                    raise SizeMismatch(
-                        f"Expected at most {limit} bytes from {self.origin} for {method}, found more; this "
-                        "is no answer of a registry."
-                    )
-                if time.monotonic() > ends:
-                    raise httpx2.ReadTimeout("the answer comes too slowly")
-            return Reply(response.status_code, response.headers, bytes(body))
+        return self._control.ask(method, url, sent, content, limit, seconds)
 
 
 def _entries(index: bytes | None) -> list[dict[str, Json]]:

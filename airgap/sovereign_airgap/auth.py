@@ -20,7 +20,11 @@ from sovereign_airgap.errors import CredentialsUnreadable, RegistryForbidden, Un
 from sovereign_airgap.strict_json import Json
 from sovereign_airgap.wire import Origin
 
-_PARAMETER = re.compile(r'([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))')
+# A name begins where no other goes on: else a long word would be tried from each letter to its end.
+_PARAMETER = re.compile(
+    r'(?<![A-Za-z0-9_-])([A-Za-z][A-Za-z0-9_-]*)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))'
+)
+_MAX_CHALLENGE_CHARACTERS = 4 * 1024
 _MAX_TOKEN_BYTES = 256 * 1024
 _LONGEST_TOKEN_SECONDS = 24 * 3600
 
@@ -106,14 +110,14 @@ def _login(entry: dict[str, Json], path: Path, host: str) -> Credentials:
 
 @dataclass(frozen=True, slots=True)
 class Challenge:
-    """A parsed WWW-Authenticate."""
+    """A parsed WWW-Authenticate; what lies beyond its first 4 KiB is not read."""
 
     scheme: str
     parameters: Mapping[str, str]
 
     @classmethod
     def parse(cls, header: str) -> Challenge:
-        scheme, _, rest = header.strip().partition(" ")
+        scheme, _, rest = header[:_MAX_CHALLENGE_CHARACTERS].strip().partition(" ")
         found = {
             m[1].lower(): re.sub(r"\\(.)", r"\1", m[2]) if m[2] is not None else m[3]
             for m in _PARAMETER.finditer(rest)

@@ -7,12 +7,10 @@ carries, in the two forms that charts use: one string, or a mapping of repositor
 
 from __future__ import annotations
 
-import io
-import tarfile
-import zlib
 from dataclasses import dataclass
 
 from sovereign_airgap import strict_yaml
+from sovereign_airgap.bundle.chart_archive import NoChart, file_in
 from sovereign_airgap.bundle.image_names import Images, RelocatedImage, pinned, tag_and_digest
 from sovereign_airgap.strict_json import Json, NotStrict
 
@@ -20,8 +18,6 @@ OPERATOR_CHART = "sovereign-operator"
 CRDS_CHART = "sovereign-crds"
 # Keys below `images` in charts/sovereign-operator/values.yaml.
 _ROLES = ("operator", "airgap", "registry", "coredns")
-_MAX_MEMBERS = 2_000
-_MAX_UNPACKED_BYTES = 100 * 1024 * 1024
 _VALUES_BYTES = 2 * 1024 * 1024
 
 
@@ -42,8 +38,8 @@ def values_of(chart: str, archive: bytes | None, images: Images) -> Values:
     if archive is None:
         return Values({}, (f"the archive of the chart {chart} was not read: set its images yourself.",))
     try:
-        defaults = strict_yaml.load_object(default_values(archive))
-    except (NotStrict, tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        defaults = strict_yaml.load_object(file_in(archive, "values.yaml", _VALUES_BYTES) or b"{}")
+    except (NotStrict, NoChart) as error:
         return Values(
             {}, (f"the values of the chart {chart} cannot be read ({error}): set its images yourself.",)
         )
@@ -51,24 +47,6 @@ def values_of(chart: str, archive: bytes | None, images: Images) -> Values:
     if found:
         return Values(found)
     return Values({}, (f"no default of the chart {chart} names an image of the bundle.",))
-
-
-def default_values(archive: bytes) -> bytes:
-    """`values.yaml` of a chart's archive; empty where it has none. Nothing is unpacked to a disk."""
-    left = _MAX_UNPACKED_BYTES
-    with tarfile.open(fileobj=io.BytesIO(archive), mode="r|gz") as members:
-        for count, member in enumerate(members, 1):
-            left -= member.size
-            if count > _MAX_MEMBERS or left < 0:
-                raise NotStrict("too many files, or too large ones")
-            folder, slash, name = member.name.partition("/")
-            if folder and slash and name == "values.yaml" and member.isreg():
-                content = members.extractfile(member)
-                text = b"" if content is None else content.read(_VALUES_BYTES + 1)
-                if len(text) > _VALUES_BYTES:
-                    raise NotStrict(f"more than {_VALUES_BYTES} bytes of values")
-                return text or b"{}"
-    return b"{}"
 
 
 def _of_operator(images: Images) -> Values:

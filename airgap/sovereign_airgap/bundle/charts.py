@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sovereign_airgap import strict_yaml
+from sovereign_airgap.bundle.chart_archive import MAX_FILES, NoChart, file_in
 from sovereign_airgap.bundle.index import Kind, Root
 from sovereign_airgap.bundle.items import ChartItem
 from sovereign_airgap.bundle.source import Survey
@@ -38,8 +39,6 @@ PREFIX = "charts/"
 MAX_CHART_BYTES = 20 * 1024 * 1024  # Helm itself reads charts into memory
 _METADATA = "Chart.yaml"
 _IGNORE = ".helmignore"
-_MAX_FILES = 2_000
-_MAX_UNPACKED_BYTES = 100 * 1024 * 1024
 _STORED_BYTES = 65_535
 _VERSION = re.compile(r"v?[0-9]+(\.[0-9]+){0,2}(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 
@@ -66,7 +65,11 @@ def pack(path: Path) -> Chart:
         files = _files_below(path)
         return _chart(path, files.get(_METADATA), lambda name: _packed(name, files))
     archive = _read(path, MAX_CHART_BYTES)
-    return _chart(path, _metadata_in(archive, path), lambda name: archive)
+    try:
+        metadata = file_in(archive, _METADATA, MAX_CHART_BYTES)
+    except NoChart as error:
+        raise InvalidSpec(f"Expected {path} to be a chart's archive (tar+gzip), found {error}.") from error
+    return _chart(path, metadata, lambda name: archive)
 
 
 @dataclass(slots=True)
@@ -148,8 +151,8 @@ def _files_below(folder: Path) -> dict[str, bytes]:
                 content = _read(Path(place, name), MAX_CHART_BYTES - size)
                 found[path] = content
                 size += len(content)
-                if len(found) > _MAX_FILES:
-                    raise InvalidSpec(f"Expected a chart at {folder} with at most {_MAX_FILES} files.")
+                if len(found) > MAX_FILES:
+                    raise InvalidSpec(f"Expected a chart at {folder} with at most {MAX_FILES} files.")
     require_safe_set(found)
     return found
 
@@ -215,30 +218,3 @@ def _stored_gzip(content: bytes) -> bytes:
         is_last = at + _STORED_BYTES >= len(content)
         out += struct.pack("<BHH", is_last, len(block), len(block) ^ 0xFFFF) + block
     return bytes(out + struct.pack("<II", zlib.crc32(content), len(content) & 0xFFFFFFFF))
-
-
-# -- an archive ---------------------------------------------------------------------------------------------
-
-
-def _metadata_in(archive: bytes, path: Path) -> bytes | None:
-    """Chart.yaml of an archive; nothing else of it is looked at, and nothing is unpacked to a disk."""
-    left = _MAX_UNPACKED_BYTES
-    try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r|gz") as members:
-            for count, member in enumerate(members, 1):
-                left -= member.size
-                if count > _MAX_FILES or left < 0:
-                    raise InvalidSpec(
-                        f"Expected a chart at {path} with at most {_MAX_FILES} files and "
-                        f"{_MAX_UNPACKED_BYTES} bytes in it, found more."
-                    )
-                parts = member.name.split("/")
-                if len(parts) == 2 and parts[1] == _METADATA and member.isreg():
-                    content = members.extractfile(member)
-                    return None if content is None else content.read(MAX_CHART_BYTES)
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise InvalidSpec(
-            f"Expected {path} to be a chart's archive (tar+gzip), found {type(error).__name__}: "
-            f"{str(error)[:100]}."
-        ) from error
-    return None

@@ -7,6 +7,8 @@ import gzip
 import io
 import os
 import tarfile
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -138,3 +140,45 @@ def test_an_archive_that_explodes_is_refused(tmp_path: Path) -> None:
         member.size = 101 * 1024 * 1024
         archive.addfile(member, io.BytesIO(bytes(member.size)))
     refused(tmp_path / "x.tgz", "104857600 bytes in it")
+
+
+def a_header(size: int) -> bytes:
+    """That of a pax header of `size` bytes, which names the member after it."""
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, size
+    return header.tobuf(tarfile.USTAR_FORMAT)
+
+
+def test_a_header_that_explodes_is_not_read(tmp_path: Path) -> None:
+    size = 300 * 1024 * 1024
+    with gzip.open(tmp_path / "x.tgz", "wb", compresslevel=1) as archive:
+        archive.write(a_header(size))
+        for _ in range(size // 2**20):
+            archive.write(bytes(2**20))
+    tracemalloc.start()
+    try:
+        refused(tmp_path / "x.tgz", "104857600 bytes in it")
+        assert tracemalloc.get_traced_memory()[1] < 250 * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_headers_without_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.tgz").write_bytes(gzip.compress((a_header(512) + bytes(512)) * 5_000, mtime=0))
+    refused(tmp_path / "x.tgz", "to be a chart's archive")
+
+
+def test_an_archive_may_be_several_gzips_and_padded(tmp_path: Path) -> None:
+    content = gzip.decompress(pack(a_chart(tmp_path / "chart")).archive)
+    pieces = (content[:100], content[100:2000], content[2000:])
+    archive = b"".join(gzip.compress(piece, mtime=0) for piece in pieces) + bytes(512)
+    (tmp_path / "x.tgz").write_bytes(archive)
+    assert pack(tmp_path / "x.tgz").name == "my-chart"
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_an_archive_of_many_gzips_takes_no_longer_for_it(tmp_path: Path, size: int) -> None:
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(bytes(size), mtime=0) * 100_000)
+    begun = time.process_time()
+    refused(tmp_path / "x.tgz", "Expected")
+    assert time.process_time() - begun < 20

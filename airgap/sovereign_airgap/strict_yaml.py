@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise NotStrict("an alias (*name): write the value out")
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if event.tag is not None:
             raise NotStrict(f"the tag {event.tag[:100]!a}{_where(event)}: write the value without it")
         self.depth += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sovereign_airgap import strict_json
 from sovereign_airgap.access import Access
@@ -123,10 +124,15 @@ def show(found: Inspected, console: Console) -> None:
         rows.append(("Parameters", f"{facts.parameters:,}"))
         rows.append(("KV cache", f"{facts.kv_bytes_per_token:,} bytes per token"))
     for name, value in rows:
-        head.add_row(name, ascii(value)[1:-1])
+        head.add_row(name, _text(value))
     table = Table("File", "Bytes", "sha256", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for layer in found.manifest.layers:
-        table.add_row(ascii(layer.path)[1:-1], f"{layer.size:,}", layer.digest.hex)
+        table.add_row(_text(layer.path), f"{layer.size:,}", layer.digest.hex)
     console.print(head)
     console.print(table)
+
+
+def _text(value: str) -> Text:
+    """Nothing in it is markup: `[/b]` is a folder's end and a file's beginning."""
+    return Text(ascii(value)[1:-1])

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sovereign_airgap import oci, strict_yaml
 from sovereign_airgap.bundle.chart_values import CRDS_CHART, OPERATOR_CHART, Values, values_of
@@ -248,7 +249,7 @@ def show(relocation: Relocation, console: Console) -> None:
     """Prints what is where. Names are escaped: they come from somebody else."""
     table = Table("Kind", "In the bundle", "Behind the gap", box=None, pad_edge=False)
     for row in relocation.rows:
-        table.add_row(row.kind, ascii(row.was)[1:-1], ascii(row.now)[1:-1])
+        table.add_row(row.kind, Text(ascii(row.was)[1:-1]), Text(ascii(row.now)[1:-1]))
     console.print(table)
 
 

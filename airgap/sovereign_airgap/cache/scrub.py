@@ -174,6 +174,7 @@ def _promised(
 def show(examined: Sequence[Examined], console: Console) -> None:
     """Prints what was found for people."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("Tenant", "Artifact", "Bytes", "State", "Damaged", box=None, pad_edge=False)
     for each in examined:
@@ -181,5 +182,7 @@ def show(examined: Sequence[Examined], console: Console) -> None:
         more = len(each.damages) - len(shown)
         told = "\n".join([*shown, *([f"and {more:,} more"] if more else [])])
         digest = each.entry.digest.hex
-        table.add_row(each.entry.tenant, f"sha256:{digest[:12]}…", f"{each.size:,}", str(each.state), told)
+        table.add_row(
+            each.entry.tenant, f"sha256:{digest[:12]}…", f"{each.size:,}", str(each.state), Text(told)
+        )
     console.print(table)

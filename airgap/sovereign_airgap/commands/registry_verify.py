@@ -52,7 +52,8 @@ def registry_verify_command(
         removed = {"removed": list(repaired.removed), "toBring": list(repaired.to_bring)}
         click.echo(json.dumps({**found.as_json(), **removed}, indent=2))
     else:
-        registry_verify.show(found, Console())
+        # A path is no markup: what it breaks would hide the exit code.
+        registry_verify.show(found, Console(markup=False, emoji=False))
         for path in repaired.removed:
             click.echo(f"removed {path}")
     left = [each for each in found.findings if not (repairs and each.kind in registry_repair.REMOVED)]

@@ -335,6 +335,16 @@ def test_the_command_ends_with_3_and_names_entry_and_files(
     assert run_scrub(root, result) == 0, "nothing vouches for it any more"
 
 
+def test_a_path_that_looks_like_markup_is_shown_as_it_is(
+    root: Path, result: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = an_entry(root)
+    (entry.folder / "a[").mkdir()
+    (entry.folder / "a[/b].json").touch()
+    assert run_scrub(root, result) == 3
+    assert "a[/b].json" in capsys.readouterr().out
+
+
 def test_the_message_about_many_damaged_files_is_bounded(root: Path, result: Path) -> None:
     names = {f"{number:03}-{'x' * 200}.json": b"x" for number in range(60)}
     for number in range(9):

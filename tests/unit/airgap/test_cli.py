@@ -18,8 +18,10 @@ import pytest
 from dev.hub import HubServer
 from sovereign_airgap.cli import RESULT_BYTES, run
 from sovereign_airgap.progress import Progress, served, shown
+from sovereign_airgap.pull import PullOptions
 from sovereign_airgap.reference import HubReference, OciReference
 from tests.unit.airgap.registry_double import RegistryDouble, _Handler, status
+from tests.unit.airgap.shelf import Shelf
 
 QUICK = ["--plain-http", "--attempts", "2", "--longest-pause", "0.01", "--stall-seconds", "2"]
 
@@ -39,6 +41,14 @@ def result_of(path: Path) -> dict[str, object]:
 def a_mirror(source: HubReference, registry: RegistryDouble, hub: HubServer, result_file: Path) -> list[str]:
     return ["mirror", str(source), f"oci://{registry.host}", "--endpoint", hub.endpoint, *QUICK,
             "--result-file", str(result_file), "--progress", "json"]  # fmt: skip
+
+
+def test_a_path_that_looks_like_markup_is_shown_as_it_is(
+    registry: RegistryDouble, pull_options: PullOptions, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Shelf(registry, pull_options, tmp_path).put({"config.json": b"{}", "a[/b].json": b"{}"})
+    assert run(["inspect", str(found), *QUICK]) == 0
+    assert "a[/b].json" in capsys.readouterr().out
 
 
 def test_a_model_goes_in_is_inspected_and_comes_out(

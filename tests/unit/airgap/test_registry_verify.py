@@ -251,6 +251,14 @@ def test_what_the_registry_leaves_behind_is_no_finding(storage: Storage) -> None
     assert verify(storage).findings == ()
 
 
+def test_a_path_that_looks_like_markup_is_shown_as_it_is(
+    storage: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (storage.root / "blobs/sha256/a[/b]").mkdir(parents=True)
+    assert run(["registry", "verify", str(storage.folder), "--progress", "none"]) == 3
+    assert "RegistryDamaged" in capsys.readouterr().err
+
+
 def test_strangers_among_the_blobs_are_told_and_left(storage: Storage) -> None:
     blobs = storage.root / "blobs/sha256"
     wrong_home = blobs / "00" / ("1" * 64)

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import ensurepip
+import hashlib
 import importlib.util
 import json
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
@@ -179,6 +181,10 @@ def test_a_changed_index_or_envelope_is_refused(signed: Path, tmp_path: Path) ->
         done = run(signed, *arguments)
         assert done.returncode == 3
         assert "is wrong" in done.stderr
+    envelope.write_text("[" * 60_000)
+    done = run(signed, *arguments)
+    assert done.returncode == 3
+    assert "nested too deeply" in done.stderr
     envelope.write_bytes((signed / f"signatures/{CARA.key_id}.dsse.json").read_bytes())
     assert run(signed, *arguments).returncode == 3
 
@@ -194,6 +200,27 @@ def test_a_missing_or_cut_part_is_named(signed: Path, tmp_path: Path) -> None:
     done = run(parts, *arguments)
     assert done.returncode == 3
     assert second.name in done.stderr
+
+
+@pytest.mark.parametrize("listed", ["[" * 60_000, '{"parts": [{"name": "x", "size": 1e999, "sha256": ""}]}'])
+def test_a_list_of_parts_that_is_none_is_refused(signed: Path, tmp_path: Path, listed: str) -> None:
+    parts = in_parts(signed)
+    (parts / "site-1.parts.json").write_text(listed)
+    done = run(parts, "--key", public(tmp_path, ANNA), "--step", "signature")
+    assert done.returncode == 3
+    assert "cannot be read" in done.stderr
+
+
+def test_headers_without_end_in_a_part_are_refused(signed: Path, tmp_path: Path) -> None:
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 512
+    content = (header.tobuf(tarfile.USTAR_FORMAT) + bytes(512)) * 5_000
+    part = {"name": "x", "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (tmp_path / "x").write_bytes(content)
+    (tmp_path / "x.parts.json").write_text(json.dumps({"parts": [part]}))
+    done = run(tmp_path / "x.parts.json", "--key", public(tmp_path, ANNA), "--step", "signature")
+    assert done.returncode == 3
+    assert "cannot be read" in done.stderr
 
 
 def test_a_damaged_part_is_named(signed: Path, tmp_path: Path) -> None:

@@ -30,10 +30,13 @@ def read_passphrase(path: Path) -> bytes:
 
 
 def ask_passphrase(question: str, twice: bool = False) -> bytes:
-    """Asks the person at the terminal; raises KeyUnusable where there is none."""
+    """Asks the person at the terminal; raises KeyUnusable where there is none, or no answer."""
     if not sys.stdin.isatty():
         raise KeyUnusable("A passphrase is needed and nobody is there to ask; give --passphrase-file.")
-    answer: str = click.prompt(question, hide_input=True, confirmation_prompt=twice, err=True)
+    try:
+        answer: str = click.prompt(question, hide_input=True, confirmation_prompt=twice, err=True)
+    except click.Abort as error:  # Ctrl-D
+        raise KeyUnusable("A passphrase is needed and none was given; give --passphrase-file.") from error
     return answer.encode("utf-8")
 
 

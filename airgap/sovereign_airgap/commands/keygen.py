@@ -38,6 +38,8 @@ def keygen_command(
 
     if ask and passphrase_file is not None:
         raise click.UsageError("Give --passphrase or --passphrase-file, not both.")
+    if name.name in ("", ".."):
+        raise click.UsageError(f"Expected a name for the key's two files, found the folder {str(name)!a}.")
     private, public = (name.with_name(name.name + ending) for ending in (".key", ".pub"))
     for path in (private, public):
         if os.path.lexists(path):

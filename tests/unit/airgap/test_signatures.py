@@ -377,6 +377,27 @@ def test_a_passphrase_is_asked_for_at_a_terminal(
     assert [(how["hide_input"], how["confirmation_prompt"]) for how in asked] == [(True, True), (True, False)]
 
 
+def test_no_answer_for_a_passphrase_is_a_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def no_answer(_: str) -> str:
+        raise EOFError  # as Ctrl-D makes it
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("click.termui.hidden_prompt_func", no_answer)
+    assert run(["keygen", str(tmp_path / "k"), "--passphrase"]) == 3
+    assert "--passphrase-file" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [".", "..", "/"])
+def test_a_folder_is_no_name_of_a_key(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(["keygen", name]) == 2
+    assert not list((tmp_path / "here").iterdir())
+
+
 def test_a_bundle_is_signed_from_the_command_line(
     keys: Path, directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -53,7 +53,7 @@ class Control:
         self._ca_option = wire.ca_option
         self._patience = patience
         self._client = httpx2.Client(
-            transport=WholeExchange(wire.tls, patience.stall),
+            transport=WholeExchange(wire.tls),
             trust_env=False,
             follow_redirects=False,
             # What is compared with a bound must be what is kept: nothing is unpacked here.
@@ -101,12 +101,12 @@ class Control:
 
 
 class WholeExchange(httpx2.HTTPTransport):
-    """Takes a request's read timeout (default: `seconds`) for all of it, headers and body.
+    """All of a request, headers and body, may take `seconds`, or its read timeout where none are given.
 
     A thread may have one exchange at a time.
     """
 
-    def __init__(self, tls: ssl.SSLContext, seconds: float) -> None:
+    def __init__(self, tls: ssl.SSLContext, seconds: float | None = None) -> None:
         super().__init__(verify=tls, trust_env=False)
         self._seconds = seconds
         self._clock = _Clock()
@@ -120,8 +120,7 @@ class WholeExchange(httpx2.HTTPTransport):
         )
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        limits = request.extensions.get("timeout", {})
-        self._clock.ends = time.monotonic() + (limits.get("read") or self._seconds)
+        self._clock.ends = time.monotonic() + (self._seconds or request.extensions["timeout"]["read"])
         return super().handle_request(request)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol, runtime_checkable
@@ -22,9 +22,11 @@ from huggingface_hub import errors as hub_errors
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import default_client_factory
 
+from sovereign_airgap.control import WholeExchange
 from sovereign_airgap.digest import Digest, git_blob_id, lfs_pointer
 from sovereign_airgap.errors import (
     DigestMismatch,
+    FileTooLarge,
     InvalidReference,
     RevisionNotFound,
     SizeMismatch,
@@ -49,6 +51,14 @@ from sovereign_airgap.wire import (
 
 _log = logging.getLogger(__name__)
 _BLOB_ID = re.compile(r"[0-9a-f]{40}")
+_RATE_LIMIT = re.compile(r'"\w{1,40}"\s*;\s*r=0\s*;\s*t=([0-9]{1,6})')
+# A listing has folders, too, and the hub gives 1,000 entries at a time: some 500 bytes each, mirrors fewer
+# at a time. What is larger is no repository that we would take.
+_MAX_ENTRIES = 4 * MAX_FILES
+_MAX_ANSWERS = 500
+_MAX_BYTES = 16 * 1024 * 1024
+# How many times the stall limit one answer may take in all.
+_STALLS_PER_ANSWER = 10
 # huggingface_hub keeps one client for the whole process: it is set, used and dropped under this lock.
 _LISTING = threading.Lock()
 
@@ -86,6 +96,10 @@ class _Passing(Exception):
         self.after = after
 
 
+class _Broken(Exception):
+    """An exchange broke off; the cause says how. The library retries its own kinds, in its own time."""
+
+
 def list_commit(endpoint: str, source: HubReference, token: str | None, wire: Wire) -> Listing:
     """Lists a commit, trying again where that may help."""
     patience = wire.pace.patience
@@ -106,24 +120,25 @@ def list_commit(endpoint: str, source: HubReference, token: str | None, wire: Wi
 
 def _try(endpoint: str, source: HubReference, token: str | None, wire: Wire) -> Listing:
     origin = Origin.of(endpoint)
-    huggingface_hub.set_client_factory(lambda: _client(origin, wire))
+    huggingface_hub.set_client_factory(lambda: _client(origin, source, wire))
     try:
         return _list(endpoint, source, token, wire)
     except hub_errors.HfHubHTTPError as error:
         raise _explained(error, endpoint, source, token) from error
-    except (httpx2.HTTPError, OSError) as error:
-        unknown = certificate_error_in(error)
+    except (_Broken, httpx2.HTTPError, OSError) as caught:
+        cause = caught.__cause__ if isinstance(caught, _Broken) and caught.__cause__ else caught
+        unknown = certificate_error_in(cause)
         if unknown is not None:
-            raise certificate_unknown(origin, unknown, wire.ca_option) from error
-        kind = Stalled if isinstance(error, httpx2.ReadTimeout) else SourceUnavailable
-        found = f"{type(error).__name__}: {str(error)[:200].rstrip('.')}"
+            raise certificate_unknown(origin, unknown, wire.ca_option) from caught
+        kind = Stalled if isinstance(cause, httpx2.ReadTimeout) else SourceUnavailable
+        found = f"{type(cause).__name__}: {str(cause)[:200].rstrip('.')}"
         raise _Passing(
             kind(
                 f"Expected a listing of {source} from {origin}, found {found}; check that the hub is "
                 "reachable from here."
             )
-        ) from error
-    except (KeyError, TypeError, ValueError) as error:
+        ) from caught
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise SourceUnavailable(
             f"Expected a listing of {source} from {origin}, found an answer that is none "
             f"({type(error).__name__}); check --endpoint."
@@ -146,17 +161,18 @@ def _list(endpoint: str, source: HubReference, token: str | None, wire: Wire) ->
     except InvalidReference as error:
         raise SourceChanged(f"Expected the id of a repository, found {str(info.id)[:100]!r}.") from error
     files = []
-    for entry in api.list_repo_tree(canonical.repo, recursive=True, revision=source.revision):
+    entries = api.list_repo_tree(canonical.repo, recursive=True, revision=source.revision)
+    for count, entry in enumerate(entries, 1):
         if isinstance(entry, RepoFile):
             files.append(_file(entry))
         if len(files) > MAX_FILES:
             raise TooManyFiles(f"Expected at most {MAX_FILES} files in {source}, found more.")
+        if count > _MAX_ENTRIES:
+            raise TooManyFiles(f"Expected at most {_MAX_ENTRIES} files and folders in {source}, found more.")
     return Listing(canonical, tuple(sorted(files, key=lambda file: file.path.encode("utf-8", "replace"))))
 
 
-def _client(origin: Origin, wire: Wire) -> httpx2.Client:
-    patience = wire.pace.patience
-
+def _client(origin: Origin, source: HubReference, wire: Wire) -> httpx2.Client:
     def keep_home(request: httpx2.Request) -> None:
         wire.pace.check()
         if Origin.of(str(request.url)) != origin:
@@ -164,18 +180,87 @@ def _client(origin: Origin, wire: Wire) -> httpx2.Client:
             request.headers.pop("Cookie", None)
 
     return httpx2.Client(
-        verify=wire.tls,
+        transport=_Answers(source, wire),
         trust_env=False,
         follow_redirects=True,
         max_redirects=5,
+        headers={"Accept-Encoding": "identity"},
         event_hooks={"request": [keep_home]},
-        timeout=httpx2.Timeout(patience.stall, connect=patience.connect),
     )
+
+
+class _Answers(WholeExchange):
+    """The hub's answers to one listing: bounded in number, bytes and time.
+
+    Left to itself the library asks for pages as long as each names another, without any timeout, and waits
+    between them for as long as the hub tells it to.
+    """
+
+    def __init__(self, source: HubReference, wire: Wire) -> None:
+        stall = wire.pace.patience.stall
+        super().__init__(wire.tls, _STALLS_PER_ANSWER * stall)
+        self._source = source
+        self._limits = httpx2.Timeout(stall, connect=wire.pace.patience.connect).as_dict()
+        self._answers = 0
+        self._bytes = 0
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self._answers += 1
+        if self._answers > _MAX_ANSWERS:
+            raise TooManyFiles(f"Expected {self._source} to be listed in {_MAX_ANSWERS} answers, found more.")
+        request.extensions["timeout"] = self._limits
+        try:
+            response = super().handle_request(request)
+        except httpx2.TransportError as error:
+            raise _Broken from error
+        try:
+            self._require_readable(response, Origin.of(str(request.url)))
+        except BaseException:
+            response.close()
+            raise
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        response.stream = _Counted(response.stream, self._count)
+        return response
+
+    def _require_readable(self, response: httpx2.Response, origin: Origin) -> None:
+        status = response.status_code
+        if status >= 500 or status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS):
+            raise _Passing(_unavailable(self._source, origin, status), _after(response.headers))
+        # The bytes that are counted must be those that are kept.
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise SourceUnavailable(
+                f"Expected {origin} to list {self._source} in plain JSON, found it compressed, which we have "
+                "not asked for; check --endpoint."
+            )
+
+    def _count(self, more: int) -> None:
+        self._bytes += more
+        if self._bytes > _MAX_BYTES:
+            raise FileTooLarge(
+                f"Expected a listing of {self._source} of at most {_MAX_BYTES} bytes, found more."
+            )
+
+
+class _Counted(httpx2.SyncByteStream):
+    def __init__(self, stream: httpx2.SyncByteStream, count: Callable[[int], None]) -> None:
+        self._stream = stream
+        self._count = count
+
+    def __iter__(self) -> Iterator[bytes]:
+        try:
+            for piece in self._stream:
+                self._count(len(piece))
+                yield piece
+        except httpx2.TransportError as error:
+            raise _Broken from error
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 def _explained(
     error: hub_errors.HfHubHTTPError, endpoint: str, source: HubReference, token: str | None
-) -> SovereignError | _Passing:
+) -> SovereignError:
     origin = Origin.of(endpoint)
     # Order matters: to the library a gated repository is also a kind of missing repository.
     if isinstance(error, hub_errors.GatedRepoError):
@@ -196,12 +281,19 @@ def _explained(
     status = response.status_code
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return forbidden(endpoint, source.repo, status)
-    unavailable = SourceUnavailable(
+    return _unavailable(source, origin, status)
+
+
+def _unavailable(source: HubReference, origin: Origin, status: int) -> SourceUnavailable:
+    return SourceUnavailable(
         f"Expected a listing of {source} from {origin}, found status {status}; try again later."
     )
-    if status >= 500 or status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS):
-        return _Passing(unavailable, retry_after_of(response.headers.get("Retry-After")))
-    return unavailable
+
+
+def _after(headers: Mapping[str, str]) -> float | None:
+    """The pause that the hub asks for, in either of its ways."""
+    limit = _RATE_LIMIT.search(headers.get("RateLimit", "")[:200])
+    return float(limit[1]) if limit is not None else retry_after_of(headers.get("Retry-After"))
 
 
 def gated(endpoint: str, repo: str) -> SourceForbidden:

@@ -25,6 +25,7 @@ class Origin:
 class Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 20
+    disable_nagle_algorithm = True  # the head and the body are two writes
 
     def log_message(self, *args: object) -> None:
         """Silent."""

@@ -15,10 +15,10 @@ from pathlib import Path
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from sovereign_airgap import strict_json
-from sovereign_airgap.control import Control
-from sovereign_airgap.errors import CredentialsUnreadable, RegistryForbidden, UnsafeRedirect
+from sovereign_airgap.control import PASSING, Control, Reply
+from sovereign_airgap.errors import CredentialsUnreadable, InvalidReference, RegistryForbidden, UnsafeRedirect
 from sovereign_airgap.strict_json import Json
-from sovereign_airgap.wire import Origin
+from sovereign_airgap.wire import LineBroken, Origin
 
 # A name begins where no other goes on: else a long word would be tried from each letter to its end.
 _PARAMETER = re.compile(
@@ -145,7 +145,10 @@ class Authority:
             return f"Bearer {token}" if time.monotonic() < ends else None
 
     def answer(self, www_authenticate: str, scope: str) -> None:
-        """Learns from a 401; the caller sends its request once more with `header`."""
+        """Learns from a 401; the caller sends its request once more with `header`.
+
+        Raises LineBroken where a token is not to be had now.
+        """
         challenge = Challenge.parse(www_authenticate)
         if challenge.scheme == "basic":
             if self._credentials is None:
@@ -165,22 +168,24 @@ class Authority:
 
     def _fetch(self, challenge: Challenge, scope: str) -> tuple[str, float]:
         realm = challenge.parameters.get("realm", "")
-        origin = Origin.of(realm) if "://" in realm else self._registry
+        try:
+            origin = Origin.of(realm)
+        except InvalidReference as error:
+            raise RegistryForbidden(
+                f"Expected {self._registry} to say where tokens are given, found {realm[:100]!r}."
+            ) from error
         if origin.scheme != "https" and self._registry.scheme == "https":
             raise UnsafeRedirect(
                 f"{self._registry} wants the login sent without TLS to {origin}; that is refused."
             )
         service = challenge.parameters.get("service", "")
         query = {"service": service, "scope": scope} if service else {"scope": scope}
-        login = self._credentials
-        if login is not None and login.identity_token:
-            form = {**query, "grant_type": "refresh_token", "refresh_token": login.identity_token}
-            form["client_id"] = "sovereign-airgap"
-            headers = {"Content-Type": "application/x-www-form-urlencoded"}
-            reply = self._control.ask("POST", realm, headers, urlencode(form).encode(), _MAX_TOKEN_BYTES)
-        else:
-            headers = {"Authorization": login.basic} if login is not None else {}
-            reply = self._control.ask("GET", _with(realm, query), headers, limit=_MAX_TOKEN_BYTES)
+        try:
+            reply = self._ask(realm, query)
+        except LineBroken as error:
+            raise LineBroken(f"no token from {origin}: {error}", error.stalled) from error
+        if reply.status in PASSING:
+            raise LineBroken(f"no token from {origin}: status {reply.status}")
         if reply.status != 200:
             raise RegistryForbidden(
                 f"Expected a token for {scope} from {origin}, found status {reply.status}; check "
@@ -199,6 +204,16 @@ class Authority:
         if not isinstance(seconds, int) or isinstance(seconds, bool):
             return token, 60.0
         return token, float(min(seconds, _LONGEST_TOKEN_SECONDS))
+
+    def _ask(self, realm: str, query: Mapping[str, str]) -> Reply:
+        login = self._credentials
+        if login is not None and login.identity_token:
+            form = {**query, "grant_type": "refresh_token", "refresh_token": login.identity_token}
+            form["client_id"] = "sovereign-airgap"
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            return self._control.ask("POST", realm, headers, urlencode(form).encode(), _MAX_TOKEN_BYTES)
+        headers = {"Authorization": login.basic} if login is not None else {}
+        return self._control.ask("GET", _with(realm, query), headers, limit=_MAX_TOKEN_BYTES)
 
 
 def _with(address: str, query: Mapping[str, str]) -> str:

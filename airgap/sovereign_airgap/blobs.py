@@ -30,6 +30,7 @@ class BlobStream:
         self._download: Download | None = None
         self._failures = 0
         self._best = 0
+        self._challenged = 0
         self.position = 0
 
     def readinto(self, view: memoryview) -> int:
@@ -98,6 +99,7 @@ class BlobStream:
             download.close()
             raise
         self._download = download
+        self._challenged = 0
         if download.status == HTTPStatus.OK and start:
             self.position = 0
             raise StreamRestarted
@@ -112,8 +114,9 @@ class BlobStream:
 
     def _require_success(self, download: Download, start: int) -> None:
         size, status, registry = self._blob.size, download.status, self._registry
-        if status == HTTPStatus.UNAUTHORIZED and self._failures < 2:
+        if status == HTTPStatus.UNAUTHORIZED and self._challenged < 2:
             registry.challenged(download.headers.get("WWW-Authenticate"))
+            self._challenged += 1
             raise RefusedByRegistry(status)
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise registry.forbidden(f"GET of {self._what}", status)

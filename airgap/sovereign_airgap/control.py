@@ -92,7 +92,8 @@ class Control:
                             "more; this is no answer of a registry."
                         )
                 return Reply(response.status_code, response.headers, bytes(body))
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError) as error:
+            # UnicodeError: a host that is no name.
             unknown = certificate_error_in(error)
             if unknown is not None:
                 raise certificate_unknown(Origin.of(url), unknown, self._ca_option) from error

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from types import TracebackType
 from typing import Self
-from urllib.parse import urljoin
 
 from sovereign_airgap import strict_json
 from sovereign_airgap.auth import Authority, Credentials
@@ -41,7 +40,7 @@ from sovereign_airgap.manifest import (
 from sovereign_airgap.oci import DOCUMENT_TYPES
 from sovereign_airgap.pace import Pace
 from sovereign_airgap.strict_json import Json
-from sovereign_airgap.wire import LineBroken, Origin, Wire, retry_after_of
+from sovereign_airgap.wire import LineBroken, Origin, Wire, retry_after_of, target_of
 
 _log = logging.getLogger(__name__)
 # Docker's types, too: an image may be of them, and distribution answers 400 to whoever does not take them.
@@ -218,8 +217,8 @@ class Registry:
             try:
                 reply = self._once(method, url, headers or {}, content, limit)
                 if reply.status == HTTPStatus.UNAUTHORIZED and challenged < 2:
-                    challenged += 1
                     self.authority.answer(reply.headers.get("www-authenticate", ""), self.scope)
+                    challenged += 1
                     continue
                 if reply.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                     raise self.forbidden(method, reply.status)
@@ -269,10 +268,10 @@ class Registry:
         """The address that a Location means; another origin is refused, because it would get the bytes."""
         if not location:
             raise LineBroken(f"{self.origin} gave no Location")
-        target = urljoin(request_url, location)
-        if Origin.of(target) != self.origin:
+        target, origin = target_of(request_url, location)
+        if origin != self.origin:
             raise UnsafeRedirect(
-                f"Expected uploads to stay at {self.origin}, found a Location at {Origin.of(target)}; set "
+                f"Expected uploads to stay at {self.origin}, found a Location at {origin}; set "
                 "http.relativeurls in the registry's configuration."
             )
         return target

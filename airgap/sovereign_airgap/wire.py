@@ -70,6 +70,17 @@ class Origin(NamedTuple):
         return f"{self.scheme}://{host}" + ("" if self.port == default else f":{self.port}")
 
 
+def target_of(url: str, location: str) -> tuple[str, Origin]:
+    """Where a Location points to from `url`; raises UnsafeRedirect where that is no web address."""
+    try:
+        target = urljoin(url, location)
+        return target, Origin.of(target)
+    except (ValueError, InvalidReference):
+        raise UnsafeRedirect(
+            f"{Origin.of(url)} redirects to {location[:100]!r}, which is no web address."
+        ) from None
+
+
 def tls_context(ca: Path | None) -> ssl.SSLContext:
     """Trusts the authorities in `ca` only, or the system's where none is given."""
     try:
@@ -136,14 +147,13 @@ class Wire:
             seen.append(download.headers)
             location = download.headers.get("Location", "")
             download.close()
-            target = urljoin(url, location)
-            if not location or urlsplit(target).scheme not in ("http", "https"):
-                raise UnsafeRedirect(f"{origin} redirects to {location[:100]!r}, which is no web address.")
-            if origin.scheme == "https" and Origin.of(target).scheme != "https":
+            if not location:
+                raise UnsafeRedirect(f"{origin} redirects to nowhere.")
+            url, next_origin = target_of(url, location)
+            if origin.scheme == "https" and next_origin.scheme != "https":
                 raise UnsafeRedirect(
-                    f"{origin} redirects from https to {Origin.of(target)}, which is not followed."
+                    f"{origin} redirects from https to {next_origin}, which is not followed."
                 )
-            url = target
         raise LineBroken(f"{first} redirects more than {_MAX_REDIRECTS} times")
 
     def send(self, method: str, url: str, headers: Mapping[str, str], length: int) -> Upload:
@@ -194,7 +204,7 @@ class Wire:
         except ssl.SSLCertVerificationError as error:
             connection.close()
             raise certificate_unknown(origin, error, self.ca_option) from error
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: a host that is no name
             connection.close()
             raise LineBroken(f"{origin} cannot be reached: {error}") from error
         except BaseException:

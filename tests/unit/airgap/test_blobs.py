@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sovereign_airgap.access import Access
-from sovereign_airgap.errors import RegistryUnavailable
+from sovereign_airgap.errors import RegistryForbidden, RegistryUnavailable, SovereignError
 from sovereign_airgap.pull import PullOptions
 from tests.unit.airgap.models import some_bytes
 from tests.unit.airgap.origin import Request, an_origin
@@ -61,6 +61,58 @@ def test_a_signed_address_that_has_ended_is_asked_for_again(with_login: Shelf, r
         with_login.pull()
         assert len(storage.asked) == 1
     with_login.require_whole(FILES)
+
+
+def challenge(realm: str) -> Fault:
+    def fault(handler: _Handler) -> bool:
+        handler.reply(401, WWW_Authenticate=f'Bearer realm="{realm}",service="x"')
+        return True
+
+    return fault
+
+
+@pytest.fixture
+def at_first_open(registry: RegistryDouble, pull_options: PullOptions, tmp_path: Path) -> Shelf:
+    """A registry that asks for nothing before the first blob is read."""
+    shelf = Shelf(registry, pull_options, tmp_path / "weights")
+    shelf.reference = shelf.put({"model.safetensors": FILES["model.safetensors"]})
+    return shelf
+
+
+def test_a_token_service_that_is_down_is_an_outage(at_first_open: Shelf) -> None:
+    url = "http://127.0.0.1:1"
+    at_first_open.registry.next("GET blobs", *[challenge(f"{url}/token")] * 40)
+    with pytest.raises(RegistryUnavailable, match=f"no token from {url}: ConnectError"):
+        at_first_open.pull()
+    assert at_first_open.gets == at_first_open.options.patience.attempts
+
+
+def test_a_token_service_that_comes_back_is_asked_again(at_first_open: Shelf) -> None:
+    answers = [503, 503, 503, 200]
+    with an_origin(lambda request: request.reply(answers.pop(0), b'{"token":"t"}')) as tokens:
+        at_first_open.registry.next("GET blobs", *[challenge(f"{tokens.url}/token")] * 4)
+        at_first_open.pull(patience=dataclasses.replace(at_first_open.options.patience, attempts=6))
+    assert answers == []
+    at_first_open.require_whole({"model.safetensors": FILES["model.safetensors"]})
+
+
+@pytest.mark.parametrize(
+    ("realm", "error"),
+    [
+        ("http://exa mple/token", RegistryUnavailable),
+        ("http://a\x7f/token", RegistryUnavailable),
+        (f"http://{'a' * 70}/token", RegistryUnavailable),
+        ("http://[/token", RegistryForbidden),
+        ("/token", RegistryForbidden),
+        ("", RegistryForbidden),
+    ],
+)
+def test_a_place_for_tokens_that_is_none_is_named(
+    at_first_open: Shelf, realm: str, error: type[SovereignError]
+) -> None:
+    at_first_open.registry.next("GET blobs", *[challenge(realm)] * 40)
+    with pytest.raises(error):
+        at_first_open.pull()
 
 
 MIB = 1024 * 1024

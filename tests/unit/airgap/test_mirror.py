@@ -220,6 +220,13 @@ def test_an_upload_location_on_another_origin_is_refused(world: World) -> None:
         world.mirror()
 
 
+@pytest.mark.parametrize("location", ["http://[", "http://h:x/", "ftp://h/"])
+def test_an_upload_location_that_is_no_address_is_refused(world: World, location: str) -> None:
+    world.registry.next("POST uploads", *[status(202, Location=location)] * 8)
+    with pytest.raises(UnsafeRedirect, match="no web address"):
+        world.mirror()
+
+
 def test_a_blob_of_another_length_is_named_corrupt(world: World) -> None:
     shard = world.files["model-00001-of-00002.safetensors"]
     world.registry.blobs[sha256(shard)] = shard[:-1]

@@ -188,7 +188,9 @@ def test_a_circle_of_redirects_ends(wire: Wire) -> None:
         wire.follow(url, {}, None)
 
 
-@pytest.mark.parametrize("location", ["file:///etc/passwd", "", "ftp://127.0.0.1/x"])
+@pytest.mark.parametrize(
+    "location", ["file:///etc/passwd", "", "ftp://127.0.0.1/x", "http://[", "http://h:x/", "http://:80/"]
+)
 def test_a_redirect_to_no_web_address_is_refused(wire: Wire, location: str) -> None:
     def lure(sock: socket.socket) -> None:
         request_of(sock)
@@ -196,6 +198,16 @@ def test_a_redirect_to_no_web_address_is_refused(wire: Wire, location: str) -> N
         sock.sendall(head.encode())
 
     with a_server(lure) as url, pytest.raises(UnsafeRedirect):
+        wire.follow(url, {}, None)
+
+
+def test_a_redirect_to_a_host_that_cannot_be_one_is_broken(wire: Wire) -> None:
+    def lure(sock: socket.socket) -> None:
+        request_of(sock)
+        head = f"HTTP/1.1 302 Found\r\nLocation: http://{'a' * 70}/\r\nContent-Length: 0\r\n\r\n"
+        sock.sendall(head.encode())
+
+    with a_server(lure) as url, pytest.raises(LineBroken):
         wire.follow(url, {}, None)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 import threading
@@ -91,7 +90,7 @@ def _login(entry: dict[str, Json], path: Path, host: str) -> Credentials:
     if isinstance(packed, str) and packed:
         try:
             text = base64.b64decode(packed, validate=True).decode("utf-8")
-        except (binascii.Error, UnicodeDecodeError) as error:
+        except ValueError as error:  # no base64, no ASCII, no UTF-8 in it
             raise CredentialsUnreadable(
                 f"Expected base64 of user:password for {host} in {path}, found something else."
             ) from error
@@ -101,11 +100,18 @@ def _login(entry: dict[str, Json], path: Path, host: str) -> Credentials:
                 f"Expected base64 of user:password for {host} in {path}, found no colon."
             )
     token = entry.get("identitytoken")
-    return Credentials(
+    login = Credentials(
         user if isinstance(user, str) else "",
         password.rstrip("\0") if isinstance(password, str) else "",
         token if isinstance(token, str) else "",
     )
+    try:
+        "".join((login.user, login.password, login.identity_token)).encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair: JSON can write it, no request can
+        raise CredentialsUnreadable(
+            f"Expected a login that can be sent for {host} in {path}, found half a character in it."
+        ) from error
+    return login
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ demo-down: setup ## End and remove everything that the demo started
 
 .PHONY: test
 test: verify binaries ## All tests this machine can run; what it cannot run is skipped with its reason
-	$(PYTEST) tests/unit tests/dataplane -n 2 --dist loadfile
+	$(PYTEST) tests/unit tests/dataplane -n 3 --dist loadfile
 	$(PYTEST) tests/controlplane -n 3 --dist loadfile
 	$(PYTEST) tests/serving
 	$(PYTEST) tests/cluster

@@ -98,6 +98,12 @@ class Site:
         self._heart = threading.Thread(target=self._beat, daemon=True)
         for namespace in (self.system, self.models):
             self.api.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}})
+        for namespace in (self.system, self.models):
+            # No pod is taken before, and on a busy machine its controller takes its time.
+            eventually(
+                lambda: self.api.get("ServiceAccount", namespace, "default"),  # noqa: B023 (called at once)
+                f"the account of {namespace} is there",
+            )
 
     def install(self, **values: Any) -> None:
         """The chart's rights, and its configuration with this site's registry in it."""

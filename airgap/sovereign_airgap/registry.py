@@ -16,8 +16,7 @@ from typing import Self
 
 from sovereign_airgap import strict_json
 from sovereign_airgap.auth import Authority, Credentials
-from sovereign_airgap.control import ANSWER_BYTES, PASSING, Control
-from sovereign_airgap.control import Reply as Reply
+from sovereign_airgap.control import ANSWER_BYTES, PASSING, Control, Reply
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import (
     ArtifactNotFound,

@@ -208,8 +208,7 @@ class Executor:
 
     async def _contested(self, action: Apply | Strip) -> str:
         """Who writes the fields that we render, once it is clear that somebody does."""
-        where = action.added_at if isinstance(action, Strip) else action.drifted_at
-        if not where or not self._contention.is_contested(action.manifest):
+        if not action.drifted_at or not self._contention.is_contested(action.manifest):
             return ""
         manifest = action.manifest
         metadata = manifest["metadata"]
@@ -219,7 +218,7 @@ class Executor:
             others = ", ".join(other_managers(live or {})) or "somebody without a field manager"
         return (
             f"{manifest['kind']} {metadata['name']} was put back {APPLIES} times in ten minutes and "
-            f"is changed again at {where}; its other field managers: {others}. Stop the one that "
+            f"is changed again at {action.drifted_at}; its other field managers: {others}. Stop the one that "
             "writes this field; the operator tries again after ten minutes."
         )
 
@@ -241,8 +240,8 @@ def _what(action: Action) -> str:
             return "the finalizer of the model"
         case CopyToken(job=job):
             return f"the hub token for Job {job}"
-        case Strip(manifest=manifest, added_at=added_at):
-            return f"strip {manifest['kind']} {name_of(manifest)} of what was added at {added_at}"
+        case Strip(manifest=manifest):
+            return f"strip {manifest['kind']} {name_of(manifest)} of what was added at {action.drifted_at}"
         case Apply(manifest) | Create(manifest) | Delete(manifest) | Release(manifest) | Reseal(_, manifest):
             verb = type(action).__name__.lower()
             return f"{verb} {manifest['kind']} {name_of(manifest)}"

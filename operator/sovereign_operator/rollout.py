@@ -225,7 +225,7 @@ def _towards(world: World, model: SovereignModel, live: Manifest, desired: Manif
 def _resumed(live: Manifest, desired: Manifest) -> RolloutStep:
     """Somebody else holds the switch, and an apply leaves it as it is."""
     words = "Somebody suspended the RayService, and it is resumed; to stop the model, set its spec.suspend."
-    taken_away = Strip(live, desired, {"spec": {"suspend": None}}, ".spec.suspend")
+    taken_away = Strip(live, desired, {"spec": {"suspend": None}})
     return RolloutStep((taken_away,), moving=_stage(reasons.STARTING, words))
 
 

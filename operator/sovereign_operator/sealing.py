@@ -10,7 +10,7 @@ from typing import Final
 
 from sovereign_operator import reasons
 from sovereign_operator.api import ANNOTATION_RENDERED, FINALIZER
-from sovereign_operator.desired.rendered import path_of, surplus
+from sovereign_operator.desired.rendered import surplus
 from sovereign_operator.rollout import first_difference, needs_apply
 from sovereign_operator.values import Manifest
 from sovereign_operator.world import (
@@ -60,8 +60,7 @@ def next_step(live: tuple[Manifest, ...], desired: tuple[Manifest, ...], sealed_
             actions.append(Apply(wanted, restores=same, drifted_at=drift))
         elif added := surplus(found["spec"], wanted["spec"]):
             # Policies only ever add up: one more rule in one of ours is a way out.
-            patch = {"spec": added}
-            actions.append(Strip(found, wanted, patch, path_of(patch)))
+            actions.append(Strip(found, wanted, {"spec": added}))
     in_force = in_force and not actions
     if in_force:
         actions.extend(removal(tuple(by_name.values())))

@@ -104,13 +104,21 @@ class Apply:
 class Strip:
     """Take away what somebody added to what we rendered: an apply leaves fields alone that others own.
 
-    `patch`: a merge patch of the live object; `added_at`: where it differs first.
+    `patch`: a merge patch of the live object.
     """
 
     live: Manifest
     manifest: Manifest
     patch: Manifest
-    added_at: str
+
+    @property
+    def drifted_at(self) -> str:
+        """The first field that differs, as `.spec.egress`."""
+        path, inside = "", self.patch
+        while isinstance(inside, dict) and inside:
+            key = min(inside)
+            path, inside = f"{path}.{key}", inside[key]
+        return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,14 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dev.cluster import Cluster, down, up
 from dev.kubectl import Kubectl
+from tests.controlplane.operator_site import Site
 
 # Opens a dynamic client (kubernetes.aio) against the control plane: `async with kubernetes() as client`.
 ClientFactory = Callable[[], AbstractAsyncContextManager[Any]]
@@ -40,6 +42,14 @@ def control_plane() -> Iterator[Cluster]:
             sys.stderr.write(f"\nkept: end it with `python -m dev cluster down --name {name}`\n")
         else:
             down(name)
+
+
+@pytest.fixture
+def site(control_plane: Cluster, tmp_path: Path) -> Iterator[Site]:
+    """Where the operator runs against that API server, with one node; modules that need another say so."""
+    with Site.opened(control_plane, tmp_path) as one:
+        one.add_node()
+        yield one
 
 
 @pytest.fixture

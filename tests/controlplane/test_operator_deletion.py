@@ -7,24 +7,13 @@ garbage collector and the namespace controller are the real ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from dev.cluster import Cluster
 from tests.cluster.audit import AuditLog
 from tests.controlplane.api_server import eventually
 from tests.controlplane.operator_site import REVISION, Site
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
-
-
-@pytest.fixture
-def site(control_plane: Cluster, tmp_path: Path) -> Iterator[Site]:
-    with Site.opened(control_plane, tmp_path) as one:
-        one.add_node()
-        yield one
 
 
 def is_going(site: Site, name: str = "tiny") -> bool:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from dev.cluster import Cluster
 from tests.cluster.audit import AuditLog
 from tests.controlplane.api_server import condition, eventually, reason
 from tests.controlplane.operator_site import NEXT_REVISION, REVISION, Site
@@ -25,13 +22,6 @@ FORBIDDEN = {
     "reason": "SourceForbidden",
     "message": "org/tiny is gated: accept its licence at https://hub.example/org/tiny.",
 }
-
-
-@pytest.fixture
-def site(control_plane: Cluster, tmp_path: Path) -> Iterator[Site]:
-    with Site.opened(control_plane, tmp_path) as one:
-        one.add_node()
-        yield one
 
 
 def fail_mirror(site: Site, result: dict[str, str]) -> str:

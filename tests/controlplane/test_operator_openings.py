@@ -8,24 +8,15 @@ The API server, the Job controller and the garbage collector are the real ones; 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from dev.cluster import Cluster
 from tests.cluster.audit import AuditLog
 from tests.controlplane.api_server import Manifest, condition, eventually
 from tests.controlplane.operator_site import NEXT_REVISION, REVISION, Site
 from tests.controlplane.probe_player import SEALING, ProbePlayer
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
-
-
-@pytest.fixture
-def site(control_plane: Cluster, tmp_path: Path) -> Iterator[Site]:
-    with Site.opened(control_plane, tmp_path) as one:
-        one.add_node()
-        yield one
 
 
 @pytest.fixture

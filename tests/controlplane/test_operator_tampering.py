@@ -9,23 +9,14 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from dev.cluster import Cluster, up
+from dev.cluster import up
 from tests.controlplane.api_server import ApiServer, Manifest, condition, eventually
 from tests.controlplane.operator_site import REVISION, Site
 
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
-
-
-@pytest.fixture
-def site(control_plane: Cluster, tmp_path: Path) -> Iterator[Site]:
-    with Site.opened(control_plane, tmp_path) as one:
-        one.add_node()
-        yield one
 
 
 def test_a_rule_that_somebody_adds_to_a_policy_of_ours_is_taken_away(site: Site) -> None:

@@ -4,12 +4,8 @@ that comes later is noticed, and what serves stays when a new revision is not si
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from dev.cluster import Cluster
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.signing.keys import PrivateKey, short
 from tests.controlplane.api_server import Manifest, condition, eventually, reason
@@ -19,13 +15,6 @@ from tests.unit.airgap.signers import ANNA, BERT, CARA, FOREIGN, a_release
 pytestmark = [pytest.mark.controlplane, pytest.mark.timeout(600)]
 
 REPOSITORY = "models/org/tiny"
-
-
-@pytest.fixture
-def site(control_plane: Cluster, tmp_path: Path) -> Iterator[Site]:
-    with Site.opened(control_plane, tmp_path) as one:
-        one.add_node()
-        yield one
 
 
 def verification(threshold: int = 1) -> Manifest:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Self
 
 from sovereign_airgap import catalogue, oci
+from sovereign_airgap.control import Reply
 from sovereign_airgap.digest import Digest
 from sovereign_airgap.errors import LoadInProgress, MalformedManifest, RegistryForbidden, SovereignError
 from sovereign_airgap.manifest import (
@@ -39,7 +40,7 @@ from sovereign_airgap.manifest import (
     Descriptor,
     canonical_json,
 )
-from sovereign_airgap.registry import Registry, Reply
+from sovereign_airgap.registry import Registry
 from sovereign_airgap.uploads import put_blob
 
 ARTIFACT_TYPE = "application/vnd.sovereign.bundle.claim.v1+json"

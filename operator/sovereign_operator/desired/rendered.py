@@ -68,13 +68,6 @@ def surplus(live: Mapping[str, Any], rendered: Mapping[str, Any]) -> Manifest:
     return patch
 
 
-def path_of(patch: Manifest) -> str:
-    """The first field that a merge patch changes, as `.spec.egress`."""
-    for key in sorted(patch):
-        return f".{key}{path_of(patch[key]) if isinstance(patch[key], Mapping) else ''}"
-    return ""
-
-
 def defects(manifest: Any, path: str = "") -> list[str]:
     """Paths of values that do not come back from the API server as they were sent: null, empty, zero."""
     if isinstance(manifest, Mapping) and manifest:

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -37,6 +38,32 @@ class Request(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
+
+
+def drip(request: Request, beginning: bytes, drop: bytes) -> None:
+    """A server that is slow on purpose, for 20 s or until the client has gone."""
+    request.close_connection = True
+    with suppress(OSError):
+        request.wfile.write(beginning)
+        for _ in range(400):
+            request.wfile.write(drop)
+            time.sleep(0.05)
+
+
+@dataclass
+class Flood:
+    """Answers with 256 MiB of blanks, or with what the client takes; `sent` in MiB."""
+
+    sent: int = 0
+
+    def __call__(self, request: Request) -> None:
+        request.close_connection = True
+        request.send_response(200)
+        request.end_headers()
+        with suppress(OSError):
+            while self.sent < 256:
+                request.wfile.write(b" " * (1 << 20))
+                self.sent += 1
 
 
 class _Server(ThreadingHTTPServer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pytest
 
@@ -14,7 +14,7 @@ from sovereign_airgap.errors import SizeMismatch, Stalled
 from sovereign_airgap.pace import Pace, Patience
 from sovereign_airgap.registry import Registry
 from sovereign_airgap.wire import Wire, tls_context
-from tests.unit.airgap.origin import Request, an_origin
+from tests.unit.airgap.origin import Flood, Request, an_origin, drip
 
 PATIENCE = Patience(attempts=1, stall=0.5, connect=5.0)
 
@@ -30,25 +30,17 @@ def a_registry(
         wire.close()
 
 
-def drip(beginning: bytes, drop: bytes) -> Callable[[Request], None]:
-    def answer(request: Request) -> None:
-        request.close_connection = True
-        with suppress(OSError):
-            request.wfile.write(beginning)
-            for _ in range(400):
-                request.wfile.write(drop)
-                time.sleep(0.05)
-
-    return answer
+def dripping(beginning: bytes, drop: bytes) -> Callable[[Request], None]:
+    return lambda request: drip(request, beginning, drop)
 
 
 @pytest.mark.parametrize(
     "answer",
     [
-        drip(b"HTTP/1.1 200 OK\r\nX: ", b"y"),
-        drip(b"HTTP/1.1 200 OK\r\n", b"X-Y: z\r\n"),
-        drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
-        drip(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"x"),
+        dripping(b"HTTP/1.1 200 OK\r\nX: ", b"y"),
+        dripping(b"HTTP/1.1 200 OK\r\n", b"X-Y: z\r\n"),
+        dripping(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n", b"x"),
     ],
     ids=["a header", "headers", "promises", "a body"],
 )
@@ -84,18 +76,7 @@ def token_server(token: Callable[[Request], None]) -> Callable[[Request], None]:
 
 
 def test_a_token_that_does_not_end_is_not_read_to_its_end() -> None:
-    sent = 0
-
-    def flood(request: Request) -> None:
-        nonlocal sent
-        request.close_connection = True
-        request.send_response(200)
-        request.end_headers()
-        with suppress(OSError):
-            while sent < 256:
-                request.wfile.write(bytes(1 << 20))
-                sent += 1
-
+    flood = Flood()
     patience = Patience(attempts=1, stall=20.0)
     with (
         an_origin(token_server(flood)) as origin,
@@ -103,7 +84,7 @@ def test_a_token_that_does_not_end_is_not_read_to_its_end() -> None:
         pytest.raises(SizeMismatch, match="at most 262144 bytes"),
     ):
         registry.find_manifest("tag")
-    assert sent < 64, "what the buffers of both sides hold, not all of it"
+    assert flood.sent < 64, "what the buffers of both sides hold, not all of it"
 
 
 @pytest.mark.parametrize("identity_token", ["", "refresh"])

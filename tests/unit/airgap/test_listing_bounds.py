@@ -7,7 +7,6 @@ import gzip
 import json
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import count
 
 import pytest
@@ -17,7 +16,7 @@ from sovereign_airgap.listing import Listing, list_commit
 from sovereign_airgap.pace import Pace, Patience
 from sovereign_airgap.reference import HubReference
 from sovereign_airgap.wire import Wire, tls_context
-from tests.unit.airgap.origin import Request, an_origin
+from tests.unit.airgap.origin import Flood, Request, an_origin, drip
 
 COMMIT = "c" * 40
 SOURCE = HubReference("org/name", COMMIT)
@@ -92,21 +91,10 @@ def test_a_repository_may_have_more_folders_than_files() -> None:
 
 
 def test_a_page_without_an_end_is_not_read_to_its_end() -> None:
-    sent = 0
-
-    def flood(request: Request) -> None:
-        nonlocal sent
-        request.close_connection = True
-        request.send_response(200)
-        request.end_headers()
-        with suppress(OSError):
-            while sent < 256:
-                request.wfile.write(b" " * (1 << 20))
-                sent += 1
-
+    flood = Flood()
     with pytest.raises(FileTooLarge, match="at most 16777216 bytes"):
         listed(flood)
-    assert sent < 64
+    assert flood.sent < 64
 
 
 def silence(request: Request) -> None:
@@ -114,17 +102,11 @@ def silence(request: Request) -> None:
     time.sleep(5)
 
 
-def drip(request: Request) -> None:
-    request.close_connection = True
-    request.send_response(200)
-    request.end_headers()
-    with suppress(OSError):
-        for _ in range(400):
-            request.wfile.write(b" ")
-            time.sleep(0.05)
+def dripping(request: Request) -> None:
+    drip(request, b"HTTP/1.1 200 OK\r\n\r\n", b" ")
 
 
-@pytest.mark.parametrize("page", [silence, drip])
+@pytest.mark.parametrize("page", [silence, dripping])
 def test_a_page_that_does_not_come_is_a_stall(page: Page) -> None:
     with pytest.raises(Stalled):
         listed(page, HASTE)

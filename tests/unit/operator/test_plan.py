@@ -118,7 +118,7 @@ def test_what_somebody_adds_to_a_policy_of_ours_is_a_way_out_and_taken_away(
     universe.step()
     (stripped,) = universe.done
     assert isinstance(stripped, Strip)
-    assert stripped.added_at == at
+    assert stripped.drifted_at == at
     assert universe.reason() == "PolicyMissing"
     assert universe.children["NetworkPolicy", name_of(policy)]["spec"] == rendered
     universe.settle()
